@@ -1,0 +1,71 @@
+"""npquant: vectors made small, searchable and learnable to be small.
+
+Public names are resolved on first use (PEP 562): ``import npquant`` loads the standard library alone, and a
+program that never trains a network never loads one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "KMeans": "kmeans",
+    "PCA": "transforms",
+    "ProductQuantizer": "quantizers.product",
+    "FlatIndex": "index.flat",
+    "SearchResult": "index.base",
+    "DeepQuantizer": "deep",
+    "save": "persist",
+    "load": "persist",
+    "NpquantError": "errors",
+    "InvalidInputError": "errors",
+    "NotFittedError": "errors",
+    "NotInvertibleError": "errors",
+    "FormatError": "errors",
+    "NpquantWarning": "errors",
+}
+_MODULES = ("datasets", "errors", "kmeans", "metrics", "nn", "persist", "plot", "transforms")
+
+__all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from npquant import datasets as datasets
+    from npquant import errors as errors
+    from npquant import kmeans as kmeans
+    from npquant import metrics as metrics
+    from npquant import nn as nn
+    from npquant import persist as persist
+    from npquant import plot as plot
+    from npquant import transforms as transforms
+    from npquant.deep import DeepQuantizer as DeepQuantizer
+    from npquant.errors import FormatError as FormatError
+    from npquant.errors import InvalidInputError as InvalidInputError
+    from npquant.errors import NotFittedError as NotFittedError
+    from npquant.errors import NotInvertibleError as NotInvertibleError
+    from npquant.errors import NpquantError as NpquantError
+    from npquant.errors import NpquantWarning as NpquantWarning
+    from npquant.index.base import SearchResult as SearchResult
+    from npquant.index.flat import FlatIndex as FlatIndex
+    from npquant.kmeans import KMeans as KMeans
+    from npquant.persist import load as load
+    from npquant.persist import save as save
+    from npquant.quantizers.product import ProductQuantizer as ProductQuantizer
+    from npquant.transforms import PCA as PCA
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"npquant.{_HOME[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"npquant.{name}")
+    else:
+        raise AttributeError(f"module 'npquant' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,181 @@
+"""The lazy jit wrapper: nothing compiles at import, and everything works where nothing can be compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("npquant")
+
+# A kernel stays on its twin until so many elementary operations have gone through it (about 50 ms of NumPy):
+# a one-off query never waits for LLVM, and a long job loses nothing that it would notice.
+_WARM_WORK = 20_000_000
+
+# Safe where the Arithmetic rule does not bind: keeps NaN and infinity alive, so that they can be detected.
+RELAXED = {"contract", "reassoc", "nsz", "arcp"}
+
+
+class Kernel:
+    """A compiled function over arrays and its NumPy twin, called alike.
+
+    Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and enough work has
+    gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
+    """
+
+    def __init__(self, source: Callable[..., None], twin: Callable[..., None], signature: str,
+                 work: Callable[..., int], fastmath: bool | set[str]) -> None:
+        self.__doc__ = source.__doc__
+        self.__name__ = source.__name__
+        self.source = source
+        self.twin = twin
+        self.signature = signature
+        self.work = work
+        self.fastmath = fastmath
+        self._compiled: Callable[..., None] | None = None
+        self._done = 0
+
+    def __call__(self, *args: Any) -> None:
+        """Run on ``args``; outputs are written into the arrays given for them."""
+        if self._compiled is not None and jit_mode() != "0":
+            self._compiled(*args)
+            return
+        if self._worth_compiling(args):
+            self.compiled()(*args)
+        else:
+            self.twin(*args)
+
+    def _worth_compiling(self, args: tuple[Any, ...]) -> bool:
+        mode = jit_mode()
+        if mode == "0" or not have_numba():
+            return False
+        if mode == "1":
+            return True
+        self._done += self.work(*args)
+        return self._done > _WARM_WORK
+
+    def compiled(self) -> Callable[..., None]:
+        """Return the compiled function, compiling it (or loading it from the disk cache) at the first call."""
+        if self._compiled is None:
+            with _lock:
+                if self._compiled is None:
+                    self._compiled = _compile(self)
+        return self._compiled
+
+
+def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int],
+           fastmath: bool | set[str] = False) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a :class:`Kernel` of a function.
+
+    Parameters
+    ----------
+    signature : str
+        One word an argument: ``f4``, ``i8`` … a scalar; ``f4:2`` a C-contiguous array of 2 dimensions that is
+        only read (read-only and writable arrays share it); ``f4:2w`` one that is written to.
+    twin : callable
+        The NumPy function that does the same.
+    work : callable
+        From the same arguments, the number of elementary operations; it decides when compiling pays.
+    fastmath : bool or set of str
+        ``False`` where the Arithmetic rule binds, ``RELAXED`` elsewhere.
+    """
+    def wrap(source: Callable[..., None]) -> Kernel:
+        return Kernel(source, twin, signature, work, fastmath)
+    return wrap
+
+
+def jit_mode() -> str:
+    """``"0"``: NumPy twins only; ``"1"``: compile at the first call; ``"auto"``: compile when it pays."""
+    mode = os.environ.get("NPQUANT_JIT", "auto")
+    return mode if mode in ("0", "1") else "auto"
+
+
+@cache
+def have_numba() -> bool:
+    """Whether numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # a numba that does not fit this numpy raises all kinds of things
+        log.info("numba cannot be used (%s): the NumPy twins run instead", error)
+        return False
+    return True
+
+
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a lock held by another thread at fork would never be released in the child
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+_SCALARS = {"f4": "float32", "f8": "float64", "i8": "int64", "i4": "int32", "u1": "uint8", "u2": "uint16",
+            "u4": "uint32", "u8": "uint64", "b1": "boolean"}
+
+
+def _numba_signature(text: str) -> Any:
+    from numba import types
+    arguments = []
+    for word in text.split():
+        dtype, _, shape = word.partition(":")
+        scalar = getattr(types, _SCALARS[dtype])
+        if shape:
+            scalar = types.Array(scalar, int(shape.rstrip("w")), "C", readonly=not shape.endswith("w"))
+        arguments.append(scalar)
+    return types.void(*arguments)
+
+
+def _compile(kernel: Kernel) -> Callable[..., None]:
+    from numba import config, njit
+    folder = cache_folder()
+    options: dict[str, Any] = {"nogil": True, "fastmath": kernel.fastmath, "cache": folder is not None}
+    before = config.CACHE_DIR
+    try:
+        if folder is not None:
+            config.CACHE_DIR = str(folder)
+        function: Callable[..., None] = njit([_numba_signature(kernel.signature)], **options)(kernel.source)
+    finally:
+        config.CACHE_DIR = before
+    return function
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels, carrying a hash of their sources; ``None`` where none is writable.
+
+    ``NUMBA_CACHE_DIR``, else ``NPQUANT_CACHE_DIR``, else the user's cache folder, decides where it lies.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    try:
+        folder = _cache_root() / digest.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:
+        log.warning("no writable folder for compiled kernels (%s): they are compiled anew in each process; "
+                    "set NUMBA_CACHE_DIR to a writable folder to keep them", error)
+        return None
+    return folder
+
+
+def _cache_root() -> Path:
+    for variable in ("NUMBA_CACHE_DIR", "NPQUANT_CACHE_DIR"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]) / "npquant"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "npquant" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "npquant"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npquant"
