@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npquant.errors import InvalidInputError
+from npquant.errors import InvalidInputError, InvalidTypeError
 
 Float = NDArray[np.float32]
 
@@ -62,8 +62,8 @@ def vectors(X: Any, name: str = "X", *, d: int | None = None, owner: str = "this
             f"{name} has {array.shape[1]} features, but {owner} is expecting {d} features as input. "
             f"Give vectors of dimension {d}.")
     if array.shape[1] == 0:
-        raise InvalidInputError(f"Found array with 0 feature(s): {name} has shape {array.shape}, while a minimum "
-                                "of 1 is required.")
+        raise InvalidInputError(f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is "
+                                f"required: {name} has no columns.")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is told just below
         result = np.array(array, dtype=np.float32, order="C", copy=True if copy else None, ndmin=2)
     if array.dtype.kind == "f":
@@ -85,7 +85,10 @@ def _numeric(X: Any, name: str) -> NDArray[Any]:
     if array.dtype.kind not in "fiub":
         try:
             array = array.astype(np.float64)
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
+            raise InvalidTypeError(f"{name} holds {array.dtype} values that are not numbers ({error}): each "
+                                   "argument must be a string or a number. Give an array of real numbers.") from None
+        except ValueError as error:
             raise InvalidInputError(f"{name} has dtype {array.dtype}, which is not numeric: {error}. "
                                     "Give an array of real numbers.") from None
     return array

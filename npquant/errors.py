@@ -4,6 +4,7 @@
 
     NpquantError
      ├ InvalidInputError(ValueError)      an argument is wrong; the message names it, what came and what is wanted
+     │  └ InvalidTypeError(TypeError)     … because of its type
      ├ NotFittedError(ValueError, AttributeError)
      │                                    used before ``fit``; also scikit-learn's own NotFittedError where
      │                                    scikit-learn is already imported
@@ -24,6 +25,10 @@ class NpquantError(Exception):
 
 class InvalidInputError(NpquantError, ValueError):
     """An argument is wrong: the message names it, what came, what is wanted and the way out."""
+
+
+class InvalidTypeError(InvalidInputError, TypeError):
+    """An argument is of a kind that cannot be what is wanted."""
 
 
 class NotFittedError(NpquantError, ValueError, AttributeError):

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 log = logging.getLogger("npquant")
@@ -31,7 +32,8 @@ class Kernel:
     """
 
     def __init__(self, source: Callable[..., None], twin: Callable[..., None], signature: str,
-                 work: Callable[..., int], fastmath: bool | set[str]) -> None:
+                 work: Callable[..., int], fastmath: bool | set[str],
+                 helpers: tuple[Callable[..., Any], ...]) -> None:
         self.__doc__ = source.__doc__
         self.__name__ = source.__name__
         self.source = source
@@ -39,6 +41,7 @@ class Kernel:
         self.signature = signature
         self.work = work
         self.fastmath = fastmath
+        self.helpers = helpers
         self._compiled: Callable[..., None] | None = None
         self._done = 0
 
@@ -71,7 +74,8 @@ class Kernel:
 
 
 def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int],
-           fastmath: bool | set[str] = False) -> Callable[[Callable[..., None]], Kernel]:
+           fastmath: bool | set[str] = False,
+           helpers: tuple[Callable[..., Any], ...] = ()) -> Callable[[Callable[..., None]], Kernel]:
     """Make a :class:`Kernel` of a function.
 
     Parameters
@@ -85,9 +89,11 @@ def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int
         From the same arguments, the number of elementary operations; it decides when compiling pays.
     fastmath : bool or set of str
         ``False`` where the Arithmetic rule binds, ``RELAXED`` elsewhere.
+    helpers : tuple of callable
+        Plain functions of the same file that it calls; they are compiled with it.
     """
     def wrap(source: Callable[..., None]) -> Kernel:
-        return Kernel(source, twin, signature, work, fastmath)
+        return Kernel(source, twin, signature, work, fastmath, helpers)
     return wrap
 
 
@@ -143,7 +149,12 @@ def _compile(kernel: Kernel) -> Callable[..., None]:
     try:
         if folder is not None:
             config.CACHE_DIR = str(folder)
-        function: Callable[..., None] = njit([_numba_signature(kernel.signature)], **options)(kernel.source)
+        source = kernel.source
+        if kernel.helpers:  # the same code, seeing compiled helpers where it saw plain ones
+            compiled = {f.__name__: njit(nogil=True, fastmath=kernel.fastmath)(f) for f in kernel.helpers}
+            source = FunctionType(source.__code__, {**source.__globals__, **compiled}, source.__name__)
+            source.__qualname__ = kernel.source.__qualname__
+        function: Callable[..., None] = njit([_numba_signature(kernel.signature)], **options)(source)
     finally:
         config.CACHE_DIR = before
     return function

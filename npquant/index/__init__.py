@@ -1,0 +1,1 @@
+"""Indexes: codes that can be searched."""

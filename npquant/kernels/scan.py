@@ -1,0 +1,144 @@
+"""Scanning codes: a score is ``(T[0, c_0] + T[1, c_1]) + …`` in float32, m = 0 first; the k best are exact.
+
+The order of results is total (score, then the smaller id), so neither blocks nor threads can be seen in them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npquant.kernels._jit import kernel
+from npquant.kernels._pool import run_blocks
+
+Float = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+Ids = NDArray[np.int64]
+
+_QUERIES = 8  # queries handed to one task
+_TWIN_ROWS = 1 << 16
+
+
+def _work(tables: Float, codes: Codes, *_: object) -> int:
+    return tables.shape[0] * codes.size
+
+
+def _scores_twin(tables: Float, codes: Codes, out: Float) -> None:
+    for q in range(tables.shape[0]):
+        for start in range(0, codes.shape[0], _TWIN_ROWS):
+            rows = slice(start, start + _TWIN_ROWS)
+            score = tables[q, 0].take(codes[rows, 0])
+            for m in range(1, codes.shape[1]):
+                score += tables[q, m].take(codes[rows, m])
+            out[q, rows] = score
+
+
+@kernel("f4:3 u1:2 f4:2w", twin=_scores_twin, work=_work)
+def adc_scores(tables, codes, out):  # type: ignore[no-untyped-def]
+    """Write the scores of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``out`` (nq, n)."""
+    M = codes.shape[1]
+    for q in range(tables.shape[0]):
+        for i in range(codes.shape[0]):
+            score = tables[q, 0, codes[i, 0]]
+            for m in range(1, M):
+                score += tables[q, m, codes[i, m]]
+            out[q, i] = score
+
+
+def smallest(scores: Float, ids: Ids, k: int) -> tuple[Float, Ids]:
+    """Return the k smallest of ``scores`` (n,) with their ``ids`` (n,), ordered by (score, id)."""
+    if k < scores.shape[0]:
+        kept = np.flatnonzero(scores <= np.partition(scores, k - 1)[k - 1])
+        scores, ids = scores[kept], ids[kept]
+    order = np.lexsort((ids, scores))[:k]
+    return scores[order], ids[order]
+
+
+def _topk_twin(tables: Float, codes: Codes, ids: Ids, distances: Float, found: Ids) -> None:
+    k = distances.shape[1]
+    scores = np.empty((1, codes.shape[0]), np.float32)
+    for q in range(tables.shape[0]):
+        _scores_twin(tables[q:q + 1], codes, scores)
+        distances[q], found[q] = smallest(scores[0], ids, k)
+
+
+def _sift_down(scores, names, size, score, name):  # type: ignore[no-untyped-def]
+    """Put (score, name) at the top of a heap of ``size`` entries and let it sink to its place."""
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= size:
+            break
+        right = below + 1
+        if right < size and (scores[right] > scores[below]
+                             or (scores[right] == scores[below] and names[right] > names[below])):
+            below = right
+        if score > scores[below] or (score == scores[below] and name > names[below]):
+            break
+        scores[at] = scores[below]
+        names[at] = names[below]
+        at = below
+    scores[at] = score
+    names[at] = name
+
+
+@kernel("f4:3 u1:2 i8:1 f4:2w i8:2w", twin=_topk_twin, work=_work, helpers=(_sift_down,))
+def adc_topk(tables, codes, ids, distances, found):  # type: ignore[no-untyped-def]
+    """Write the k best of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``distances`` and ``found`` (nq, k), k ≤ n.
+
+    One binary heap a query, its worst entry on top; at the end the heap is sorted in place.
+    """
+    n, M = codes.shape
+    k = distances.shape[1]
+    for q in range(tables.shape[0]):
+        heap = distances[q]
+        names = found[q]
+        size = 0
+        for i in range(n):
+            score = tables[q, 0, codes[i, 0]]
+            for m in range(1, M):
+                score += tables[q, m, codes[i, m]]
+            name = ids[i]
+            if size < k:  # sift the newcomer up
+                at = size
+                size += 1
+                while at > 0:
+                    above = (at - 1) // 2
+                    if heap[above] > score or (heap[above] == score and names[above] > name):
+                        break
+                    heap[at] = heap[above]
+                    names[at] = names[above]
+                    at = above
+                heap[at] = score
+                names[at] = name
+                continue
+            if score > heap[0] or (score == heap[0] and name > names[0]):
+                continue
+            _sift_down(heap, names, size, score, name)
+        for last in range(size - 1, 0, -1):  # the worst goes last, again and again
+            score = heap[last]
+            name = names[last]
+            heap[last] = heap[0]
+            names[last] = names[0]
+            _sift_down(heap, names, last, score, name)
+
+
+def scores(tables: Float, codes: Codes, threads: int | None) -> Float:
+    """Return the scores (nq, n) of ``codes`` (n, M) by ``tables`` (nq, M, K)."""
+    out = np.empty((tables.shape[0], codes.shape[0]), np.float32)
+
+    def block(start: int, stop: int) -> None:
+        adc_scores(tables[start:stop], codes, out[start:stop])
+    run_blocks(block, tables.shape[0], _QUERIES, threads)
+    return out
+
+
+def topk(tables: Float, codes: Codes, ids: Ids, k: int, threads: int | None) -> tuple[Float, Ids]:
+    """Return the k best (scores, ids), both (nq, k), ordered by (score, id); k ≤ n."""
+    distances = np.empty((tables.shape[0], k), np.float32)
+    found = np.empty((tables.shape[0], k), np.int64)
+
+    def block(start: int, stop: int) -> None:
+        adc_topk(tables[start:stop], codes, ids, distances[start:stop], found[start:stop])
+    run_blocks(block, tables.shape[0], _QUERIES, threads)
+    return distances, found

@@ -1,0 +1,1 @@
+"""Codecs: vectors to a few bytes and back."""

@@ -1,0 +1,180 @@
+"""Product quantization: each block of dimensions has a codebook of its own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npquant import _checks
+from npquant.errors import InvalidInputError, NpquantWarning
+from npquant.kernels import cluster, nearest
+from npquant.kmeans import lloyd, start
+from npquant.quantizers.base import Codes, Codewords, Float, Quantizer
+
+
+class ProductQuantizer(Quantizer):
+    """Cut vectors into ``m`` blocks and code each block by its nearest codeword (Jégou et al. 2011).
+
+    A code is ``m`` bytes, one a block, with values below ``2**nbits``. The squared distance of a query to a
+    coded vector is a sum of ``m`` table entries (asymmetric distance computation, ADC), equal to the distance
+    to ``decode(codes)`` in a fixed order of summation.
+
+    Parameters
+    ----------
+    m : int
+        Number of blocks; the dimension of the vectors must be a multiple of it.
+    nbits : int
+        Bits a block, 1 to 8: codebooks of ``K = 2**nbits`` codewords.
+    n_iter : int
+        k-means iterations a codebook, at the most.
+    init : {"k-means++", "random"}
+        How each k-means starts.
+    random_state : None, int or numpy.random.Generator
+    threads : int, optional
+        Default: ``NPQUANT_NUM_THREADS``, else the processors this process may use.
+
+    Attributes
+    ----------
+    codebooks_ : ndarray (m, K, d / m) float32
+    n_features_in_ : int
+        d, the dimension of the vectors.
+
+    Notes
+    -----
+    Training costs O(n K d) an iteration, encoding O(K d) a vector, a look-up table O(K d) a query and scoring
+    m additions a code. The same ``random_state`` gives the same bits for any number of threads.
+
+    Examples
+    --------
+    >>> import npquant as nq
+    >>> X = nq.datasets.load_digits().X_train
+    >>> pq = nq.ProductQuantizer(m=8, nbits=4, random_state=0).fit(X)
+    >>> codes = pq.encode(X[:3])
+    >>> codes.shape, codes.dtype, pq.decode(codes).shape
+    ((3, 8), dtype('uint8'), (3, 64))
+    """
+
+    _fitted_attribute = "codebooks_"
+
+    def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 25, init: str = "k-means++",
+                 random_state: Any = None, threads: int | None = None) -> None:
+        self.m = m
+        self.nbits = nbits
+        self.n_iter = n_iter
+        self.init = init
+        self.random_state = random_state
+        self.threads = threads
+
+    def _fit(self, x: Float) -> None:
+        m = _checks.integer(self.m, "m")
+        K = 1 << _checks.integer(self.nbits, "nbits", 1, 8)
+        n_iter = _checks.integer(self.n_iter, "n_iter", low=0)
+        _checks.choice(self.init, "init", ("k-means++", "random"))
+        threads = _checks.threads(self.threads)
+        d = x.shape[1]
+        if d % m:
+            fit = [value for value in range(1, d + 1) if d % value == 0]
+            raise InvalidInputError(f"The dimension {d} of X is not divisible by m = {m}. Choose m among "
+                                    f"{fit if len(fit) < 12 else [*fit[:11], '…']}, or pad the vectors with zeros.")
+        if len(x) < K:
+            warnings.warn(f"{len(x)} training vectors for codebooks of {K} codewords: only {len(x)} can differ, the "
+                          f"rest repeat them. Train on at least {K} vectors (30 × {K} or more is better), or "
+                          f"lower nbits = {self.nbits}.", NpquantWarning, stacklevel=3)
+        # One stream a block, so that a codebook does not depend on the others.
+        streams = _checks.random_state(self.random_state).spawn(m)
+        codebooks = np.empty((m, K, d // m), np.float32)
+        for block, codebook, rng in zip(self._blocks(x, m), codebooks, streams, strict=True):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NpquantWarning)  # said above, once
+                begin = start(block, K, rng, self.init, threads)
+            codebook[:] = lloyd(block, begin, max_iter=n_iter, tol=1e-4, threads=threads)[0]
+        self._set_codebooks(codebooks)
+
+    def _refine(self, x: Float, n_iter: int) -> None:
+        codebooks = self.codebooks_.copy()
+        for block, codebook in zip(self._blocks(x, len(codebooks)), codebooks, strict=True):
+            codebook[:] = lloyd(block, codebook, max_iter=n_iter, tol=0.0, threads=_checks.threads(self.threads))[0]
+        self._set_codebooks(codebooks)
+
+    def average(self, X: Any, decay: float) -> ProductQuantizer:
+        """Move the codebooks towards ``X`` (n, d) by an exponential moving average.
+
+        Each codeword is the ratio of two averages, of the sum and of the number of the sub-vectors assigned
+        to it, both multiplied by ``decay`` and added ``1 − decay`` of the batch's; a codeword that nobody
+        came to keeps its place.
+        """
+        x = self._vectors(X, one_row=False)
+        decay = _checks.number(decay, "decay", high=1.0)
+        m, K, _ = self.codebooks_.shape
+        weights = np.ones((m, K)) if self._weights is None else self._weights
+        index = nearest.assign(x, self._transposed, _checks.threads(self.threads))[0]
+        codebooks = self.codebooks_.copy()
+        for j, block in enumerate(self._blocks(x, m)):
+            sums, counts = cluster.sums_by_cluster(block, np.ascontiguousarray(index[:, j]), K, 1)
+            old = decay * weights[j]
+            weights[j] = old + (1 - decay) * counts
+            held = (counts > 0) & (weights[j] > 0)
+            codebooks[j, held] = ((old[:, None] * codebooks[j] + (1 - decay) * sums)[held]
+                                  / weights[j, held, None])
+        self._set_codebooks(codebooks)
+        self._weights = weights
+        return self
+
+    def _encode(self, x: Float) -> Codes:
+        return nearest.assign(x, self._transposed, _checks.threads(self.threads))[0].astype(np.uint8)
+
+    def _decode(self, codes: Codes) -> Float:
+        m, _, dsub = self.codebooks_.shape
+        out = np.empty((len(codes), m, dsub), np.float32)
+        for j in range(m):
+            out[:, j] = self.codebooks_[j].take(codes[:, j], axis=0)
+        return out.reshape(len(codes), m * dsub)
+
+    def _tables(self, queries: Float, product: bool) -> Float:
+        return nearest.tables(queries, self._transposed, product, _checks.threads(self.threads))
+
+    def _nearby(self, x: Float, k: int) -> Codewords:
+        m, K, _ = self.codebooks_.shape
+        scores = nearest.tables(x, self._transposed, False)
+        order = np.argsort(scores, axis=2, kind="stable")[:, :, :min(k, K)]
+        return Codewords(self.codebooks_[np.arange(m)[None, :, None], order])
+
+    def check_codes(self, codes: Any) -> Codes:
+        """Return ``codes`` if they are codes of this codec: uint8 (n, m), every entry below ``2**nbits``."""
+        checked = super().check_codes(codes)
+        K = self.codebooks_.shape[1]
+        if K < 256 and checked.size and checked.max() >= K:
+            row, column = np.argwhere(checked >= K)[0]
+            raise InvalidInputError(f"codes contain {checked[row, column]} (row {row}, column {column}), and a "
+                                    f"codebook has {K} codewords, 0 … {K - 1}. Give what encode returned.")
+        return checked
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of one vector: ``m``."""
+        self._check_fitted()
+        return len(self.codebooks_)
+
+    @staticmethod
+    def _blocks(x: Float, m: int) -> list[Float]:
+        return [np.ascontiguousarray(block) for block in np.split(x, m, axis=1)]
+
+    def _set_codebooks(self, codebooks: Float) -> None:
+        self.codebooks_ = codebooks
+        self._transposed = nearest.transpose(codebooks)
+        self._weights: NDArray[np.float64] | None = None
+
+    def _get_state(self) -> dict[str, Any]:
+        return {"codebooks": self.codebooks_} if self.__sklearn_is_fitted__() else {}
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        if state:
+            codebooks = state["codebooks"]
+            if codebooks.ndim != 3 or codebooks.dtype != np.float32 or not np.isfinite(codebooks).all():
+                raise InvalidInputError(f"codebooks of shape {codebooks.shape} and dtype {codebooks.dtype}, "
+                                        "wanted finite float32 (m, K, dsub).")
+            self._set_codebooks(np.asarray(codebooks))
+            self.n_features_in_ = codebooks.shape[0] * codebooks.shape[2]

@@ -1,0 +1,96 @@
+"""Linear transforms in front of a codec or a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npquant import _checks
+from npquant._base import Transformer
+
+Float = NDArray[np.float32]
+
+
+class PCA(Transformer):
+    """Project on the directions of largest variance, optionally whitened.
+
+    Parameters
+    ----------
+    n_components : int, optional
+        Dimensions kept; all by default. It must not exceed the dimension of the vectors.
+    whiten : float
+        Each component is divided by its standard deviation to this power: 0 leaves the variances as they
+        are, 1 makes them equal, 0.5 is the soft whitening that keeps weak directions from being all noise.
+        The result is scaled so that its mean squared norm is ``n_components`` wherever ``whiten > 0``.
+
+    Attributes
+    ----------
+    mean_ : ndarray (d,) float32
+    components_ : ndarray (n_components, d) float32
+        Orthonormal rows, by decreasing variance; the largest entry of each is positive.
+    explained_variance_ : ndarray (n_components,) float64
+    scale_ : ndarray (n_components,) float32
+        What each component is multiplied by.
+
+    Notes
+    -----
+    O(n d² + d³), by the covariance matrix in float64 and a symmetric eigendecomposition.
+    """
+
+    _fitted_attribute = "components_"
+
+    def __init__(self, n_components: int | None = None, *, whiten: float = 0.0) -> None:
+        self.n_components = n_components
+        self.whiten = whiten
+
+    def fit(self, X: Any, y: Any = None) -> PCA:
+        """Find the components of ``X`` (n, d); ``y`` is ignored.
+
+        Raises
+        ------
+        InvalidInputError
+            ``X`` or a parameter is wrong.
+        """
+        x = _checks.vectors(X)
+        n, d = x.shape
+        kept = d if self.n_components is None else _checks.integer(self.n_components, "n_components", high=d)
+        whiten = _checks.number(self.whiten, "whiten", high=1.0)
+        mean = x.mean(axis=0, dtype=np.float64)
+        covariance = np.zeros((d, d))
+        for start in range(0, n, 65536):
+            centred = x[start:start + 65536] - mean
+            covariance += centred.T @ centred
+        values, columns = np.linalg.eigh(covariance / n)
+        values, columns = np.maximum(values[::-1][:kept], 0.0), columns[:, ::-1][:, :kept]
+        sign = np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(kept)])
+        scale = np.ones(kept)
+        if whiten > 0:
+            held = values > values[0] * 1e-10  # the rest is rounding noise, and stays small
+            scale = np.where(held, values, np.inf) ** (-whiten / 2)
+            power = float((values * scale**2).sum())
+            scale *= np.sqrt(kept / power) if power > 0 else 1.0
+        self.mean_ = mean.astype(np.float32)
+        self.components_ = np.ascontiguousarray((columns * sign).T, dtype=np.float32)
+        self.explained_variance_ = values
+        self.scale_ = scale.astype(np.float32)
+        self._remember_features(X, d)
+        return self
+
+    def transform(self, X: Any) -> Float:
+        """Return the components of ``X`` (n, d), float32 (n, n_components)."""
+        self._check_fitted()
+        x = _checks.vectors(X, d=self.n_features_in_, owner="PCA")
+        return np.asarray((x - self.mean_) @ self.components_.T * self.scale_, dtype=np.float32)
+
+    def inverse_transform(self, Z: Any) -> Float:
+        """Return the vectors (n, d) float32 whose components are ``Z`` (n, n_components)."""
+        self._check_fitted()
+        z = _checks.vectors(Z, "Z", d=len(self.components_), owner="the inverse of PCA")
+        undo = np.divide(1.0, self.scale_, out=np.zeros_like(self.scale_), where=self.scale_ > 0)
+        return np.asarray((z * undo) @ self.components_ + self.mean_, dtype=np.float32)
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.components_.shape[0])
