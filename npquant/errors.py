@@ -9,6 +9,7 @@
      │                                    used before ``fit``; also scikit-learn's own NotFittedError where
      │                                    scikit-learn is already imported
      ├ NotInvertibleError(TypeError)      asked to undo what cannot be undone
+     ├ DivergedError(ArithmeticError)     training met NaN or infinity
      └ FormatError(ValueError)            corrupt, foreign or newer file
 
     NpquantWarning(UserWarning)           the work was done, but not quite as asked; the message says how
@@ -37,6 +38,10 @@ class NotFittedError(NpquantError, ValueError, AttributeError):
 
 class NotInvertibleError(NpquantError, TypeError):
     """Something was asked to be undone that cannot be."""
+
+
+class DivergedError(NpquantError, ArithmeticError):
+    """Training met a number that is not finite; the model is left as it was before."""
 
 
 class FormatError(NpquantError, ValueError):

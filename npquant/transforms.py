@@ -13,6 +13,47 @@ from npquant._base import Transformer
 Float = NDArray[np.float32]
 
 
+class Standardize(Transformer):
+    """Centre, and divide all dimensions by one number, so that the mean squared norm is d.
+
+    Distances keep their ratios, unlike with a scale for each dimension.
+
+    Attributes
+    ----------
+    mean_ : ndarray (d,) float32
+    scale_ : float
+        What the centred vectors are multiplied by; 1 for constant data.
+    """
+
+    _fitted_attribute = "mean_"
+
+    def fit(self, X: Any, y: Any = None) -> Standardize:
+        """Measure ``X`` (n, d); ``y`` is ignored."""
+        x = _checks.vectors(X)
+        mean = x.mean(axis=0, dtype=np.float64)
+        power = sum(float(np.square(x[start:start + 65536] - mean).sum()) for start in range(0, len(x), 65536))
+        self.mean_ = mean.astype(np.float32)
+        self.scale_ = float(np.sqrt(x.size / power)) if power > 0 else 1.0
+        self._remember_features(X, x.shape[1])
+        return self
+
+    def transform(self, X: Any) -> Float:
+        """Return (X − mean) · scale, float32 (n, d)."""
+        self._check_fitted()
+        x = _checks.vectors(X, d=self.n_features_in_, owner="Standardize")
+        return np.asarray((x - self.mean_) * np.float32(self.scale_), dtype=np.float32)
+
+    def inverse_transform(self, Z: Any) -> Float:
+        """Return Z / scale + mean, float32 (n, d)."""
+        self._check_fitted()
+        z = _checks.vectors(Z, "Z", d=self.n_features_in_, owner="Standardize")
+        return np.asarray(z / np.float32(self.scale_) + self.mean_, dtype=np.float32)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
+
+
 class PCA(Transformer):
     """Project on the directions of largest variance, optionally whitened.
 

@@ -27,8 +27,8 @@ RELAXED = {"contract", "reassoc", "nsz", "arcp"}
 class Kernel:
     """A compiled function over arrays and its NumPy twin, called alike.
 
-    Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and enough work has
-    gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
+    Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and, for kernels whose
+    twin gives the same bits, enough work has gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
     """
 
     def __init__(self, source: Callable[..., None], twin: Callable[..., None], signature: str,
@@ -59,8 +59,8 @@ class Kernel:
         mode = jit_mode()
         if mode == "0" or not have_numba():
             return False
-        if mode == "1":
-            return True
+        if mode == "1" or self.fastmath:  # its twin differs in the last bits: which one runs must not depend
+            return True                   # on what the process did before
         self._done += self.work(*args)
         return self._done > _WARM_WORK
 

@@ -10,23 +10,26 @@ Twins take any float dtype; gradient checks call them in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from npquant.kernels._jit import Kernel, kernel
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]  # float32 in production, float64 in gradient checks
 Ids = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Scalar = np.floating
+Scalar = Any  # of the arrays' dtype
 
 TINY = 1e-12  # a row whose norm is not above this counts as zero
 _CHUNK = 2048  # parameters of one turn of an optimizer step: five arrays of it stay in L1 or L2
 
 
-def for_dtype(function: Kernel, dtype: np.dtype[np.floating]) -> Kernel:
+def for_dtype(function: Kernel, dtype: np.dtype[Any]) -> Callable[..., None]:
     """Return what to call on arrays of ``dtype``: the kernel for float32, else its twin."""
-    return function if dtype == np.float32 else function.twin  # type: ignore[return-value]
+    return function if dtype == np.float32 else function.twin
 
 
 def _column_sums(rows: Array) -> Array:
@@ -43,7 +46,7 @@ def _row_dots(a: Array, b: Array) -> Array:
     return total
 
 
-# ------------------------------------------------------------------------------------------------- batch norm
+# ----------------------------------------------------------------------------------------------- batch norm
 
 def _batch_norm_twin(x: Array, scale: Array, shift: Array, eps: Scalar, y: Array, mean: Array, var: Array,
                      rstd: Array) -> None:
@@ -60,7 +63,7 @@ def _batch_norm_twin(x: Array, scale: Array, shift: Array, eps: Scalar, y: Array
 def batch_norm(x, scale, shift, eps, y, mean, var, rstd):  # type: ignore[no-untyped-def]
     """Normalise columns: y = (x − mean) · rstd · scale + shift, with the batch's own (biased) statistics.
 
-    ``x``, ``y`` (n, d); the others (d,); ``y``, ``mean``, ``var`` and ``rstd`` = 1 / √(var + eps) are written.
+    ``x``, ``y`` (n, d); the others (d,); ``y``, ``mean``, ``var``, ``rstd`` = 1 / √(var + eps) are written.
     """
     n, d = x.shape
     one = np.float32(1)
@@ -124,7 +127,7 @@ def batch_norm_backward(x, dy, scale, mean, rstd, dx, dscale, dshift):  # type: 
             dx[i, j] = (dy[i, j] - level[j] - (x[i, j] - mean[j]) * slope[j]) * factor[j]
 
 
-# ------------------------------------------------------------------------------------------- ReLU, row norms
+# ------------------------------------------------------------------------------------------ ReLU, row norms
 
 def _relu_backward_twin(y: Array, dy: Array, dx: Array) -> None:
     dx[:] = np.where(y > 0, dy, y.dtype.type(0))
@@ -185,7 +188,7 @@ def normalize_backward(y, norm, dy, dx):  # type: ignore[no-untyped-def]
             dx[i, j] = (dy[i, j] - dot * y[i, j]) * inverse
 
 
-# -------------------------------------------------------------------------------------------- optimizer steps
+# ------------------------------------------------------------------------------------------ optimizer steps
 
 def _decay_twin(parameters: Array, mask: Array, decay: Scalar) -> None:
     if decay != 0:
@@ -200,11 +203,12 @@ def _sgd_twin(parameters: Array, grads: Array, velocity: Array, mask: Array, lr:
     parameters -= lr * (slope + momentum * velocity if nesterov else velocity)
 
 
-@kernel("f4:1w f4:1 f4:1w f4:1 f4 f4 f4 b1", twin=_sgd_twin, work=lambda parameters, *rest: 4 * parameters.size)
+@kernel("f4:1w f4:1 f4:1w f4:1 f4 f4 f4 b1", twin=_sgd_twin,
+        work=lambda parameters, *rest: 4 * parameters.size)
 def sgd_step(parameters, grads, velocity, mask, lr, momentum, decay, nesterov):  # type: ignore[no-untyped-def]
     """One step of SGD with momentum on flat arrays (P,), in place; ``mask`` may be empty where decay is 0.
 
-    v ← momentum · v + (g + decay · mask · p);  p ← p − lr · v  (Nesterov: g + momentum · v in the place of v).
+    v ← momentum · v + g + decay · mask · p;  p ← p − lr · v  (Nesterov: g + momentum · v in the place of v).
     """
     if decay == np.float32(0) and not nesterov:
         for i in range(parameters.size):
@@ -237,7 +241,8 @@ def _adam_twin(parameters: Array, grads: Array, first: Array, second: Array, mas
         parameters[part] -= rate * m / (np.sqrt(v) * root + eps)
 
 
-@kernel("f4:1w f4:1 f4:1w f4:1w f4:1 f4:1", twin=_adam_twin, work=lambda parameters, *rest: 12 * parameters.size)
+@kernel("f4:1w f4:1 f4:1w f4:1w f4:1 f4:1", twin=_adam_twin,
+        work=lambda parameters, *rest: 12 * parameters.size)
 def adam_step(parameters, grads, first, second, mask, factors):  # type: ignore[no-untyped-def]
     """One step of Adam with decoupled weight decay on flat arrays (P,), in place.
 
@@ -247,24 +252,24 @@ def adam_step(parameters, grads, first, second, mask, factors):  # type: ignore[
     keep1, new1, keep2, new2 = factors[0], factors[1], factors[2], factors[3]
     rate, root, eps, decay = factors[4], factors[5], factors[6], factors[7]
     for start in range(0, parameters.size, _CHUNK):
-        stop = min(start + _CHUNK, parameters.size)
+        # Slices: indices from 0 need no test for a negative one, and such a test would forbid vectors.
+        p, g = parameters[start:start + _CHUNK], grads[start:start + _CHUNK]
+        m, v = first[start:start + _CHUNK], second[start:start + _CHUNK]
         if decay != np.float32(0):  # a loop of its own: with a fifth array LLVM gives up on vectors
-            for i in range(start, stop):
-                parameters[i] -= parameters[i] * (decay * mask[i])
-        for i in range(start, stop):
-            g = grads[i]
-            m = first[i] * keep1 + new1 * g
-            v = second[i] * keep2 + new2 * (g * g)
-            first[i] = m
-            second[i] = v
+            few = mask[start:start + _CHUNK]
+            for i in range(p.size):
+                p[i] -= p[i] * (decay * few[i])
+        for i in range(p.size):
+            m[i] = m[i] * keep1 + new1 * g[i]
+            v[i] = v[i] * keep2 + new2 * (g[i] * g[i])
             # np.divide: the operator would test for zero, and a loop that may raise is not vectorised
-            parameters[i] -= np.divide(rate * m, np.sqrt(v) * root + eps)
+            p[i] -= np.divide(rate * m[i], np.sqrt(v[i]) * root + eps)
 
 
-# ----------------------------------------------------------------------------------------- triplets and pairs
+# --------------------------------------------------------------------------------------- triplets and pairs
 
-def _triplet_terms_twin(distances: Array, anchor: Ids, positive: Ids, negative: Ids, weight: Array, gap: Scalar,
-                        slopes: Array, total: Array) -> None:
+def _triplet_terms_twin(distances: Array, anchor: Ids, positive: Ids, negative: Ids, weight: Array,
+                        gap: Scalar, slopes: Array, total: Array) -> None:
     terms = gap + distances[anchor, positive] - distances[anchor, negative]
     active = np.flatnonzero(terms > 0)
     a, w = anchor[active], weight[active].astype(np.float64)
@@ -277,8 +282,9 @@ def _triplet_terms_twin(distances: Array, anchor: Ids, positive: Ids, negative: 
 
 @kernel("f4:2 i8:1 i8:1 i8:1 f4:1 f4 f8:2w f8:1w", twin=_triplet_terms_twin,
         work=lambda distances, anchor, *rest: 8 * anchor.size + distances.size)
-def triplet_terms(distances, anchor, positive, negative, weight, gap, slopes, total):  # type: ignore[no-untyped-def]
-    """Sum w · max(0, gap + D[a, p] − D[a, n]) into ``total`` (1,), and its slopes ∂/∂D (B, B) into ``slopes``."""
+def triplet_terms(distances, anchor, positive, negative,  # type: ignore[no-untyped-def]
+                  weight, gap, slopes, total):
+    """Write E = Σ w · max(0, gap + D[a, p] − D[a, n]) into ``total`` (1,), ∂E/∂D into ``slopes`` (B, B)."""
     slopes[:] = 0.0
     result = 0.0
     for t in range(anchor.size):
@@ -333,7 +339,8 @@ def _violations(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, ga
     return result
 
 
-def _count_twin(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, gap: Scalar, counts: Ids) -> None:
+def _count_twin(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, gap: Scalar,
+                counts: Ids) -> None:
     counts[:] = _violations(distances, allowed, anchor, positive, gap).sum(axis=1)
 
 
@@ -363,11 +370,12 @@ def _list_twin(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, gap
 
 @kernel("f4:2 b1:2 i8:1 i8:1 f4 i8:2w f4:1w", twin=_list_twin,
         work=lambda distances, allowed, anchor, *rest: 3 * anchor.size * distances.shape[1])
-def list_violations(distances, allowed, anchor, positive, gap, triplets, weight):  # type: ignore[no-untyped-def]
-    """List what :func:`count_violations` counts, in order, into ``triplets`` (3, T + 1) and ``weight`` (T + 1,).
+def list_violations(distances, allowed, anchor, positive,  # type: ignore[no-untyped-def]
+                    gap, triplets, weight):
+    """Write what :func:`count_violations` counts, in order, to ``triplets`` (3, T + 1), ``weight`` (T + 1,).
 
-    A weight is one over the count of its pair. The last column is scratch: writing always and stepping on only
-    where a triplet was found spares a branch that cannot be predicted.
+    A weight is one over the count of its pair. The last column is scratch: writing always and stepping on
+    only where a triplet was found spares a branch that cannot be predicted.
     """
     at = 0
     for t in range(anchor.size):

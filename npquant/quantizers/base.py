@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +56,6 @@ class Scorer:
                 best[q] = scan.smallest(np.concatenate([kept, scores[q]]), np.concatenate([names, ids[rows]]), k)
         return (np.stack([kept for kept, _ in best]) if nq else np.empty((0, k), np.float32),
                 np.stack([names for _, names in best]) if nq else np.empty((0, k), np.int64))
-
-
-class Codewords(NamedTuple):
-    """The candidates near some vectors, by blocks of dimensions that are chosen independently.
-
-    ``blocks`` is (n, B, k, d / B): for each vector and block, k codewords, the nearest first. A codec whose
-    codewords are not products has B = 1.
-    """
-
-    blocks: Float
 
 
 class Quantizer(Transformer):
@@ -139,16 +129,20 @@ class Quantizer(Transformer):
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return minus the mean squared error of coding ``X`` (higher is better)."""
-        x = self._vectors(X)
+        x = self._embed(self._vectors(X))
         return -float(np.square(x - self._nearest(x), dtype=np.float64).sum(axis=1).mean())
 
     def nearest(self, X: Any) -> Float:
         """Return the decoded nearest codeword of each row of ``X`` (n, d): float32 (n, d)."""
-        return self._nearest(self._vectors(X))
+        return self._nearest(self._embed(self._vectors(X)))
 
-    def nearby(self, X: Any, k: int) -> Codewords:
-        """Return the ``k`` nearest codewords of each row of ``X`` (n, d), by blocks (:class:`Codewords`)."""
-        return self._nearby(self._vectors(X), _checks.integer(k, "k"))
+    def nearby(self, X: Any, k: int) -> Float:
+        """Return the ``k`` nearest codewords of each row of ``X`` (n, d): float32 (n, B, k, d / B), nearest first.
+
+        The dimensions are cut into B blocks that are coded independently; a codec whose codewords are not
+        products has B = 1. There may be fewer than ``k``.
+        """
+        return self._nearby(self._embed(self._vectors(X)), _checks.integer(k, "k"))
 
     def check_codes(self, codes: Any) -> Codes:
         """Return ``codes`` if they are codes of this codec.
@@ -196,8 +190,8 @@ class Quantizer(Transformer):
     def _nearest(self, x: Float) -> Float:
         return self._decode(self._encode(x))
 
-    def _nearby(self, x: Float, k: int) -> Codewords:
-        return Codewords(self._nearest(x)[:, None, None, :])
+    def _nearby(self, x: Float, k: int) -> Float:
+        return self._nearest(x)[:, None, None, :]
 
     def _refine(self, x: Float, n_iter: int) -> None:
         self._fit(x)

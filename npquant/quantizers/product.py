@@ -12,7 +12,7 @@ from npquant import _checks
 from npquant.errors import InvalidInputError, NpquantWarning
 from npquant.kernels import cluster, nearest
 from npquant.kmeans import lloyd, start
-from npquant.quantizers.base import Codes, Codewords, Float, Quantizer
+from npquant.quantizers.base import Codes, Float, Quantizer
 
 
 class ProductQuantizer(Quantizer):
@@ -136,11 +136,11 @@ class ProductQuantizer(Quantizer):
     def _tables(self, queries: Float, product: bool) -> Float:
         return nearest.tables(queries, self._transposed, product, _checks.threads(self.threads))
 
-    def _nearby(self, x: Float, k: int) -> Codewords:
+    def _nearby(self, x: Float, k: int) -> Float:
         m, K, _ = self.codebooks_.shape
         scores = nearest.tables(x, self._transposed, False)
         order = np.argsort(scores, axis=2, kind="stable")[:, :, :min(k, K)]
-        return Codewords(self.codebooks_[np.arange(m)[None, :, None], order])
+        return self.codebooks_[np.arange(m)[None, :, None], order]
 
     def check_codes(self, codes: Any) -> Codes:
         """Return ``codes`` if they are codes of this codec: uint8 (n, m), every entry below ``2**nbits``."""

@@ -1,0 +1,35 @@
+"""Networks without autodiff: layers, losses, samplers, optimizers; NumPy and fused kernels, nothing else."""
+
+from npquant.nn.layers import BatchNorm as BatchNorm
+from npquant.nn.layers import Dropout as Dropout
+from npquant.nn.layers import L2Normalize as L2Normalize
+from npquant.nn.layers import Layer as Layer
+from npquant.nn.layers import Linear as Linear
+from npquant.nn.layers import ReLU as ReLU
+from npquant.nn.layers import Sequential as Sequential
+from npquant.nn.layers import mlp as mlp
+from npquant.nn.losses import Contrastive as Contrastive
+from npquant.nn.losses import Loss as Loss
+from npquant.nn.losses import Pairs as Pairs
+from npquant.nn.losses import Softmax as Softmax
+from npquant.nn.losses import Triplet as Triplet
+from npquant.nn.losses import Triplets as Triplets
+from npquant.nn.losses import distances as distances
+from npquant.nn.optim import SGD as SGD
+from npquant.nn.optim import Adam as Adam
+from npquant.nn.optim import Constant as Constant
+from npquant.nn.optim import Cosine as Cosine
+from npquant.nn.optim import Optimizer as Optimizer
+from npquant.nn.optim import Schedule as Schedule
+from npquant.nn.optim import Steps as Steps
+from npquant.nn.optim import constant as constant
+from npquant.nn.optim import cosine_schedule as cosine_schedule
+from npquant.nn.optim import step_schedule as step_schedule
+from npquant.nn.samplers import among_neighbours as among_neighbours
+from npquant.nn.samplers import class_batches as class_batches
+from npquant.nn.samplers import explicit_batches as explicit_batches
+from npquant.nn.samplers import neighbour_batches as neighbour_batches
+from npquant.nn.samplers import pairs as pairs
+from npquant.nn.samplers import same_label as same_label
+from npquant.nn.samplers import shuffled_batches as shuffled_batches
+from npquant.nn.samplers import triplets as triplets

@@ -1,0 +1,149 @@
+"""Similarity losses over one forward: ``value_and_grad(y, target, other=None) -> (value, dy)``.
+
+The one convention of all of them: E is the *sum* over the terms of a batch, each with its weight; ``dy`` =
+∂E/∂y, a row a sample, summed over the roles a sample plays and **not** divided by the batch size; ``value`` =
+E / B, the mean over the B rows of y. So dy = ∂(B · value)/∂y.
+
+``other`` (B, d) stands in the place of y for the roles that are not the anchor's (y⁺ and y⁻; the second of
+a pair): with quantized outputs it is the straight-through rule, for the gradient with respect to ``other``
+is added to dy as if it were y. (METHODS.md, 1.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npquant import _checks
+from npquant.errors import InvalidInputError
+from npquant.kernels import network as kernels
+from npquant.kernels.nearest import subspace_distances
+
+Array = NDArray[Any]
+Ids = NDArray[np.int64]
+
+
+class Triplets(NamedTuple):
+    """Row numbers (T,) int64 of anchors, of what is like them and of what is less; weights (T,) or 1 each."""
+
+    anchor: Ids
+    positive: Ids
+    negative: Ids
+    weight: Array | None = None
+
+
+class Pairs(NamedTuple):
+    """Row numbers (P,) int64 of pairs, the anchor on the left, and whether they are similar (P,) bool."""
+
+    left: Ids
+    right: Ids
+    similar: NDArray[np.bool_]
+
+
+def distances(y: Array, other: Array | None = None) -> Array:
+    """Return the Euclidean distances (not squared) of rows: (n, d) and (m, d) → (n, m), in y's dtype.
+
+    Summed over differences, in the order of the dimensions: identical rows are at 0 exactly, and near ones
+    keep their digits. Cost n · m · d.
+    """
+    y = np.ascontiguousarray(y)
+    columns = np.ascontiguousarray((y if other is None else other).T, dtype=y.dtype)[np.newaxis]
+    out = np.empty((len(y), 1, columns.shape[2]), y.dtype)
+    kernels.for_dtype(subspace_distances, y.dtype)(y, columns, out)
+    return np.sqrt(out, out=out)[:, 0]
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """max(0, gap + ‖y − y⁺‖ − ‖y − y⁻‖), distances not squared (METHODS.md, equation 1).
+
+    An inactive triplet gives exactly 0; a distance of 0 has the gradient 0. Cost B² d + T for T triplets.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = np.array([[0., 0.], [2., 0.], [0., 4.]])
+    >>> value, dy = Triplet(gap=3.0).value_and_grad(y, Triplets(*np.array([[0], [1], [2]])))
+    >>> value * 3, dy.tolist()
+    (1.0, [[-1.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
+    """
+
+    gap: float = 0.2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gap", _checks.number(self.gap, "gap"))
+
+    def value_and_grad(self, y: Array, target: Triplets, other: Array | None = None) -> tuple[float, Array]:
+        """Return E / B and ∂E/∂y (B, d), see the module; ``target`` holds row numbers of y."""
+        y = np.ascontiguousarray(y)
+        apart = distances(y, other)
+        anchor, positive, negative = (np.ascontiguousarray(ids, dtype=np.int64) for ids in target[:3])
+        weight = np.ones(anchor.size, y.dtype) if target.weight is None else \
+            np.ascontiguousarray(target.weight, dtype=y.dtype)
+        slopes, total = np.empty(apart.shape), np.empty(1)
+        kernels.for_dtype(kernels.triplet_terms, y.dtype)(apart, anchor, positive, negative, weight,
+                                                          y.dtype.type(self.gap), slopes, total)
+        return float(total[0]) / max(len(y), 1), _to_outputs(y, other, apart, slopes)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """½ ‖y_i − y_j‖² for similar pairs, ½ max(0, gap − ‖y_i − y_j‖)² for the others (METHODS.md, 1).
+
+    A dissimilar pair at distance 0 has the gradient 0: no direction leads apart. Cost B² d + P.
+    """
+
+    gap: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gap", _checks.number(self.gap, "gap"))
+
+    def value_and_grad(self, y: Array, target: Pairs, other: Array | None = None) -> tuple[float, Array]:
+        """Return E / B and ∂E/∂y (B, d), see the module; ``target`` holds row numbers of y."""
+        y = np.ascontiguousarray(y)
+        apart = distances(y, other)
+        found = apart[target.left, target.right].astype(np.float64)
+        # The slope ∂E/∂D of a pair; the energy is half its square in both cases.
+        slope = np.where(target.similar, found, np.minimum(found - self.gap, 0.0))
+        cells = np.asarray(target.left, np.int64) * apart.shape[1] + target.right
+        slopes = np.bincount(cells, slope, apart.size).reshape(apart.shape)
+        return 0.5 * float(slope @ slope) / max(len(y), 1), _to_outputs(y, other, apart, slopes)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Cross-entropy −log softmax(y)[label]; y (B, c) are logits, the linear head before is the trainer's."""
+
+    def value_and_grad(self, y: Array, target: Ids, other: Array | None = None) -> tuple[float, Array]:
+        """Return E / B and ∂E/∂y = softmax(y) − one-hot (B, c); ``target`` holds labels 0 … c − 1, (B,).
+
+        Raises
+        ------
+        InvalidInputError
+            ``other`` was given: there is no second role here.
+        """
+        if other is not None:
+            raise InvalidInputError("Softmax compares outputs with labels, not with each other: other must "
+                                    "be None. Quantize the head's input instead.")
+        rows = np.arange(len(y))
+        shifted = y - y.max(axis=1, keepdims=True)
+        dy = np.exp(shifted)
+        sums = dy.sum(axis=1, keepdims=True)
+        dy /= sums
+        dy[rows, target] -= 1
+        energy = np.log(sums[:, 0]) - shifted[rows, target]
+        return float(energy.sum(dtype=np.float64)) / max(len(y), 1), dy
+
+
+Loss = Triplet | Contrastive | Softmax
+
+
+def _to_outputs(y: Array, other: Array | None, apart: Array, slopes: Array) -> Array:
+    others = y if other is None else np.ascontiguousarray(other, dtype=y.dtype)
+    dy, dother = np.empty_like(y), np.empty_like(y)
+    kernels.for_dtype(kernels.distance_gradient, y.dtype)(y, others, apart, slopes, dy, dother)
+    dy += dother
+    return dy

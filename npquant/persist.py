@@ -1,0 +1,860 @@
+r"""Save and load: one file, no pickle, checked before it is believed, mapped into memory where wanted.
+
+>>> import os, tempfile
+>>> import numpy as np
+>>> from npquant import persist
+>>> with tempfile.TemporaryDirectory() as folder:
+...     path = os.path.join(folder, "words.npq")
+...     persist.save({"codes": np.eye(2, dtype=np.uint8), "metric": "l2"}, path)
+...     persist.load(path)
+{'codes': array([[1, 0],
+       [0, 1]], dtype=uint8), 'metric': 'l2'}
+
+What can be saved
+-----------------
+A tree of: ``None``, ``bool``, ``int`` of any size, ``float`` (every bit kept, also of NaN, infinity and
+−0.0), ``str``, ``list``, ``tuple``, ``dict`` with ``str`` keys; NumPy arrays of bool, (u)int8 … 64,
+float16 … 64 and of str (fixed width, or objects that are all str); NumPy scalars of these, *which come back
+as Python's own scalars*; ``numpy.random.Generator`` (its state, and its seed sequence, so that ``spawn`` goes on
+as well); and objects whose class stands in :data:`KINDS`. Nothing else, and no subclasses of these: what
+cannot come back the same is refused. An object that is held twice is written twice, and comes back as two.
+
+How a class joins
+-----------------
+It is put in :data:`KINDS`, under the module that defines it, and is one of:
+
+* an ``Estimator``: stored are ``params`` (``get_params(deep=False)`` but ``threads``, which belongs to the
+  machine) and ``fitted`` (each instance attribute whose name ends, and does not begin, with ``_``); rebuilt
+  by ``cls(**params)`` and ``setattr``. With ``_get_state(self) -> dict`` and ``_set_state(self, state) ->
+  None`` the class says for itself what ``fitted`` is. They are called for fitted objects only
+  (``__sklearn_is_fitted__``);
+* a class with ``_get_state(self) -> tree`` and a class method ``_from_state(state) -> object``;
+* a frozen dataclass: stored as its fields, rebuilt by ``cls(**fields)``.
+
+``_set_state``, ``_from_state`` and ``__init__`` must raise (``ValueError`` or any such) for impossible
+content, which becomes a ``FormatError``; arrays handed to them are read-only where the file is mapped.
+
+The format
+----------
+All numbers are little-endian. ``H`` is the header's length; *up* is rounding up to a multiple of 64. ::
+
+    byte   length
+    0      8         89 4E 50 51 0D 0A 1A 0A, which is "\x89NPQ\r\n\x1a\n"
+    8      4         format version, uint32: 1
+    12     4         CRC-32 (zlib's) of the header's H bytes, uint32
+    16     8         H, uint64
+    24     H         the header: JSON in UTF-8
+    24+H             zeros up to D = up(24 + H), where there are arrays
+    D                the arrays, in the order of the header; each begins at the next multiple of 64, zeros
+                     between them; the file ends with the last one's last byte (without arrays, at 24 + H)
+
+These first 24 bytes, and the header's first three members, keep their meaning in every future version. A
+reader reads its own version and all older ones, and refuses newer ones. The header is ::
+
+    {"format_version": 1, "library": "npquant", "library_version": "0.1.0",
+     "arrays": [{"dtype": "float32", "shape": [256, 16], "offset": 0, "crc32": "0f1e2d3c"}, …],
+     "root": node}
+
+``dtype`` is one of bool, uint8, int8, uint16, int16, uint32, int32, uint64, int64, float16, float32, float64;
+elements are in C order; ``offset`` is counted from D; ``crc32`` is that of the array's bytes, 8 hexadecimal
+digits. An array without elements has no bytes, and an offset like any other. Each array is used by exactly
+one node. A node is one of
+
+``null``, ``true``, a number, a string, ``[node, …]``
+    itself, and a list; a number is a float if it has a point or an exponent, otherwise an int
+``{"dict": {name: node, …}}``, ``{"tuple": [node, …]}``
+    a dict, in its order; a tuple
+``{"int": "-0x1f…"}``
+    an int of 2**53 or more in absolute value
+``{"float": "7ff8000000000000"}``
+    a float that is not finite, by the 16 digits of its IEEE 754 bits
+``{"array": i}``
+    array number i
+``{"text": i}``
+    an array of fixed-width str: array i is uint32 and has one more axis, of code points, padded by zeros
+``{"strings": {"shape": [n, …], "values": ["…", …]}}``
+    an array of objects that are str, in C order
+``{"generator": node}``
+    a dict: "state" as NumPy's ``bit_generator.state`` gives it, and "seed", null or a dict of the arguments
+    of ``numpy.random.SeedSequence``
+``{"object": {"kind": k, "params": {name: node, …}, "fitted": {name: node, …}}}``
+    an estimator of kind k; "fitted" may be null
+``{"object": {"kind": k, "fields": {name: node, …}}}``, ``{"object": {"kind": k, "state": node}}``
+    another object of kind k
+
+A tree is at most 64 nodes deep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, BinaryIO, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npquant import __version__
+from npquant._base import Estimator
+from npquant.errors import FormatError, InvalidInputError
+
+Array = NDArray[Any]
+
+KINDS: dict[str, str] = {
+    "KMeans": "npquant.kmeans:KMeans",
+    "PCA": "npquant.transforms:PCA",
+    "ProductQuantizer": "npquant.quantizers.product:ProductQuantizer",
+    "FlatIndex": "npquant.index.flat:FlatIndex",
+    "DeepQuantizer": "npquant.deep:DeepQuantizer",
+    "Triplet": "npquant.nn.losses:Triplet",
+    "Contrastive": "npquant.nn.losses:Contrastive",
+    "Softmax": "npquant.nn.losses:Softmax",
+    "SGD": "npquant.nn.optim:SGD",
+    "Adam": "npquant.nn.optim:Adam",
+    "Constant": "npquant.nn.optim:Constant",
+    "StepSchedule": "npquant.nn.optim:StepSchedule",
+    "CosineSchedule": "npquant.nn.optim:CosineSchedule",
+    "Sequential": "npquant.nn.layers:Sequential",
+}
+"""Kind in a file -> "module:Class". Nothing that is not in this table is ever imported for a file."""
+
+FORMAT_VERSION = 1
+
+_MAGIC = b"\x89NPQ\r\n\x1a\n"  # like PNG's: a transfer "as text" breaks it, and shows
+_PRELUDE = struct.Struct("<8sIIQ")
+_ALIGN = 64
+_CHUNK = 1 << 20  # bytes taken at once, so that the checksum and the disk find them in the cache
+_MAX_DEPTH = 64
+_MAX_NESTING = 3 * _MAX_DEPTH + 8  # an object is three JSON levels
+_MAX_NDIM = 32  # NumPy 1's limit
+_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
+    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+    "float16", "float32", "float64")}
+_BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
+_MAX_POOL = 256  # numpy.random.SeedSequence allocates, and mixes in quadratic time, what a file says here
+_SAVABLE = ("A .npq file holds None, bool, int, float, str, list, tuple, dict with str keys, NumPy arrays of "
+            "bool, integers, float16 to float64 and str, numpy.random.Generator, and npquant's own objects")
+
+
+class _Entry(NamedTuple):
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int  # in the file
+    nbytes: int
+    crc: int
+
+
+# ----------------------------------------------------------------------------------------- public
+
+
+def save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Write ``obj`` to the file ``path``, wholly or not at all.
+
+    The file is written under another name beside ``path``, flushed to the disk, and then takes the place of
+    what was there: a reader, also one that has the old file mapped, never sees half a file. (On Windows a
+    mapped file cannot be replaced: ``PermissionError``.)
+
+    Parameters
+    ----------
+    obj : object
+        A model, an index, or any tree of the values that the module's docstring lists.
+    path : str or os.PathLike
+        Where to; the name is used as it is. A symbolic link is followed, and a file that is replaced keeps
+        its permissions.
+
+    Raises
+    ------
+    InvalidInputError
+        Where something in ``obj`` cannot be saved: the message names its place, as
+        ``DeepQuantizer.params.callback``.
+    OSError
+        ``FileNotFoundError`` where the folder is missing, ``IsADirectoryError`` where ``path`` is one, and
+        what the disk says. Nothing is left behind, and an old file stays as it was.
+
+    Notes
+    -----
+    Time: one pass over the arrays. Memory: nothing for C-contiguous little-endian arrays; for others a copy
+    of one at a time. The same object gives the same bytes.
+    """
+    name = _name(path)
+    target = os.path.realpath(name)
+    folder = os.path.dirname(target)
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, "This is a folder: give the name of a file in it", name)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise InvalidInputError(f"{name!r} is not an ordinary file, and would be replaced: give another.")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"There is no folder {folder!r}: make it first, to save", name)
+    arrays: list[Array] = []
+    root = _Encoder(arrays).encode(obj, _title(obj), 0)
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.npq.tmp")
+    try:
+        with open(temporary, "xb") as file:  # not tempfile, which gives the owner alone the right to read
+            _write(file, root, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+        os.replace(temporary, target)
+    except BaseException:  # also KeyboardInterrupt: no half file stays
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
+    """Return what :func:`save` wrote to the file ``path``.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file. One that may come from a stranger is safe to load: no code is run but that of the classes in
+        :data:`KINDS`.
+    mmap : bool
+        If true, arrays are read-only views of the file, which is read where it is touched and shared by all
+        processes that map it. Opening then takes no longer for a large file than for a small one, and *the
+        arrays' checksums are not compared* (the header is checked as ever). The file must not be changed in
+        place as long as an array lives: ``save`` never does; on POSIX a shortened file would kill the
+        process, and Windows refuses to change, replace or delete it. If false, arrays are ordinary: writable,
+        and owning their memory. Arrays of str are ordinary either way.
+
+    Returns
+    -------
+    obj : object
+        Equal to what was saved, bit for bit; NumPy scalars became Python's.
+
+    Raises
+    ------
+    FormatError
+        Where the file is foreign (the message says what it looks like), damaged, cut short, impossible, or
+        written by a newer npquant.
+    OSError
+        ``FileNotFoundError``, ``IsADirectoryError``, and what the disk says.
+    InvalidInputError
+        Where ``path`` is not a path, or is not that of an ordinary file.
+
+    Notes
+    -----
+    Every size is compared with the file's before memory is taken for it: the arrays together take no more
+    than the file does. The header, which is as long as the parameters are many, is parsed by the ``json``
+    module into some 20 times its length. Time: one pass over the file, or over its header with ``mmap``.
+    """
+    with _open(path) as (file, name):
+        header, entries = _read_header(file, name)
+        arrays = _map(file, entries) if mmap else _read(file, name, entries)
+    return _Decoder(name, header, arrays).result()
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what the header of the file ``path`` says; no array is read and no class imported.
+
+    Returns
+    -------
+    description : dict
+        ``kind`` (str; of plain values the type's name), ``format_version`` (int), ``library_version`` (str:
+        the npquant that wrote it), ``bytes`` (int, of the file), ``params`` (dict: the estimator's
+        parameters, or the object's fields or state, or the dict saved; nested objects are dicts with a
+        ``kind``, arrays and generators the words ``array``, ``text``, ``generator``), ``arrays`` (list of
+        dict: ``name``, as ``'fitted.codebooks_'``, ``dtype``, ``shape``, ``bytes``).
+
+    Raises
+    ------
+    FormatError, OSError, InvalidInputError
+        As :func:`load` does, but for what only the arrays' content could tell.
+    """
+    with _open(path) as (file, name):
+        header, entries = _read_header(file, name)
+        size = os.fstat(file.fileno()).st_size
+    names = [""] * len(entries)
+    try:
+        kind, params = _show_root(header["root"], names)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _impossible(name, f"the header's tree makes no sense: {error}") from error
+    return {"kind": kind, "format_version": header["format_version"],
+            "library_version": header["library_version"], "bytes": size, "params": params,
+            "arrays": [{"name": name, "dtype": entry.dtype.name, "shape": entry.shape, "bytes": entry.nbytes}
+                       for name, entry in zip(names, entries)]}
+
+
+# -------------------------------------------------------------------------------- paths and files
+
+
+def _name(path: Any) -> str:
+    name = path if isinstance(path, str) else os.fspath(path) if isinstance(path, os.PathLike) else None
+    if not isinstance(name, str):
+        raise InvalidInputError(f"path must be a str or an os.PathLike of str, got {path!r}.")
+    if "\0" in name:
+        raise InvalidInputError(f"path {name!r} contains a NUL character, which no file's name can.")
+    return name
+
+
+@contextlib.contextmanager
+def _open(path: Any) -> Iterator[tuple[BinaryIO, str]]:
+    name = _name(path)
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, f"There is no such file (seen from {os.getcwd()!r})",
+                                name) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "This is a folder: give the name of a .npq file in it", name)
+    if not stat.S_ISREG(mode):  # to open a pipe would wait for its other end
+        raise InvalidInputError(f"{name!r} is not an ordinary file: copy its content to one, and load that.")
+    with open(name, "rb") as file:
+        yield file, name
+
+
+# ------------------------------------------------------------------------------------------ kinds
+
+
+def _kind_of(cls: type) -> str | None:
+    home = f"{cls.__module__}:{cls.__qualname__}"
+    return next((kind for kind, place in KINDS.items() if place == home), None)
+
+
+def _sort(cls: type) -> str:
+    """Return how objects of a registered class are stored: as "estimator", "state" or "fields"."""
+    if issubclass(cls, Estimator):
+        return "estimator"
+    if hasattr(cls, "_get_state") and hasattr(cls, "_from_state"):
+        return "state"
+    params = getattr(cls, "__dataclass_params__", None)
+    if params is not None and params.frozen:
+        return "fields"
+    raise TypeError(f"{cls.__qualname__} stands in npquant.persist.KINDS, but is neither an Estimator nor a "
+                    "frozen dataclass, nor has it _get_state and _from_state.")
+
+
+def _title(value: Any) -> str:
+    return _kind_of(type(value)) or type(value).__name__
+
+
+def _step(path: str, key: str) -> str:
+    return f"{path}.{key}" if key.isidentifier() else f"{path}[{key!r}]"
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+class _Encoder:
+    """Turns a tree into nodes; the arrays are gathered on the way, uncopied."""
+
+    def __init__(self, arrays: list[Array]) -> None:
+        self.arrays = arrays
+
+    def encode(self, value: Any, path: str, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise InvalidInputError(f"{path[:80]}… is nested over {_MAX_DEPTH} deep, or contains itself.")
+        kind: Any = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is str:
+            return self._str(value, path)
+        if kind is int:
+            return value if abs(value) < 2**53 else {"int": hex(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
+        if kind in (list, tuple):
+            nodes = [self.encode(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)]
+            return nodes if kind is list else {"tuple": nodes}
+        if kind is dict:
+            return {"dict": self._dict(value, path, depth)}
+        if kind is np.str_:
+            return self._str(str(value), path)
+        if issubclass(kind, np.generic) and value.dtype.name in _DTYPES:
+            return self.encode(value.item(), path, depth)
+        if kind in (np.ndarray, np.memmap):
+            return self._array(value, path)
+        if kind is np.random.Generator:
+            return {"generator": self._generator(value, path, depth)}
+        return {"object": self._object(value, path, depth)}
+
+    @staticmethod
+    def _refuse(path: str, what: str) -> NoReturn:
+        raise InvalidInputError(f"{path} is {what}, which cannot be saved. {_SAVABLE} ({', '.join(KINDS)}). "
+                                "Change it, or set it to None, and save again.")
+
+    def _str(self, value: str, path: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self._refuse(path, f"{value!r}, which is not valid Unicode (it has lone surrogates)")
+        return value
+
+    def _dict(self, value: dict[Any, Any], path: str, depth: int) -> dict[str, Any]:
+        for key in value:
+            if type(key) is not str:
+                self._refuse(path, f"a dict with the key {key!r}")
+        return {self._str(key, f"a key of {path}"): self.encode(v, _step(path, key), depth + 1)
+                for key, v in value.items()}
+
+    def _array(self, value: Array, path: str) -> dict[str, Any]:
+        if value.dtype.kind == "O":
+            values = value.ravel().tolist()
+            for i, v in enumerate(values):
+                if not isinstance(v, str):
+                    self._refuse(path, f"an array of objects, with a {type(v).__name__}")
+                values[i] = self._str(str(v), path)
+            return {"strings": {"shape": list(value.shape), "values": values}}
+        if value.dtype.kind == "U":
+            # Not a list of str: padded to the longest one, it could take a million times the file's size when
+            # loaded.
+            width = max(1, value.dtype.itemsize // 4)
+            points = np.asarray(value, dtype=f"<U{width}", order="C")
+            return {"text": self._store(np.ndarray((*value.shape, width), "<u4", buffer=points), path)}
+        if value.dtype.name not in _DTYPES:
+            self._refuse(path, f"an array of dtype {value.dtype}")
+        return {"array": self._store(value, path)}
+
+    def _store(self, array: Array, path: str) -> int:
+        if array.ndim > _MAX_NDIM:
+            self._refuse(path, f"an array of {array.ndim} dimensions")
+        self.arrays.append(array)
+        return len(self.arrays) - 1
+
+    def _generator(self, value: np.random.Generator, path: str, depth: int) -> Any:
+        bits = value.bit_generator
+        name = type(bits).__name__
+        if name not in _BIT_GENERATORS or type(bits) is not getattr(np.random, name):
+            self._refuse(path, f"a Generator on a {name} (known are {', '.join(_BIT_GENERATORS)})")
+        seed: Any = getattr(bits, "seed_seq", None)
+        if type(seed) is np.random.SeedSequence:
+            if seed.pool_size > _MAX_POOL:
+                self._refuse(path, f"a Generator whose SeedSequence has a pool_size of {seed.pool_size}")
+            seed = {"entropy": seed.entropy, "spawn_key": list(seed.spawn_key), "pool_size": seed.pool_size,
+                    "n_children_spawned": seed.n_children_spawned}
+        else:
+            seed = None
+        return self.encode({"state": bits.state, "seed": seed}, path, depth + 1)
+
+    def _object(self, value: Any, path: str, depth: int) -> dict[str, Any]:
+        cls = type(value)
+        kind = _kind_of(cls)
+        if kind is None:
+            self._refuse(path, f"a {cls.__module__}.{cls.__qualname__}")
+        sort = _sort(cls)
+        if sort == "state":
+            return {"kind": kind, "state": self.encode(value._get_state(), f"{path}.state", depth + 1)}
+        if sort == "fields":
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+            return {"kind": kind, "fields": self._dict(fields, path, depth)}
+        params = {name: v for name, v in value.get_params(deep=False).items() if name != "threads"}
+        fitted: dict[str, Any] | None
+        if not hasattr(cls, "_set_state"):
+            fitted = {name: v for name, v in vars(value).items() if _is_fitted_name(name)}
+        else:
+            fitted = value._get_state() if value.__sklearn_is_fitted__() else None
+        return {"kind": kind, "params": self._dict(params, f"{path}.params", depth),
+                "fitted": None if fitted is None else self._dict(fitted, f"{path}.fitted", depth)}
+
+
+def _is_fitted_name(name: str) -> bool:
+    return name.endswith("_") and not name.startswith("_")
+
+
+def _write(file: BinaryIO, root: Any, arrays: list[Array]) -> None:
+    entries: list[dict[str, Any]] = []
+    end = 0
+    for array in arrays:
+        start = _up(end)
+        entries.append({"dtype": array.dtype.name, "shape": list(array.shape), "offset": start,
+                        "crc32": "0" * 8})
+        end = start + array.nbytes
+
+    def header() -> bytes:
+        document = {"format_version": FORMAT_VERSION, "library": "npquant", "library_version": __version__,
+                    "arrays": entries, "root": root}
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+    # The checksums are known at the end; they have a fixed length, so that each array is converted and read
+    # only once.
+    length = len(header())
+    position = _PRELUDE.size + length
+    file.write(bytes(position))
+    data = _up(position)
+    for array, entry in zip(arrays, entries):
+        start = data + entry["offset"]
+        file.write(bytes(start - position))
+        crc = 0
+        flat = np.asarray(array, dtype=_DTYPES[array.dtype.name], order="C").reshape(-1).view(np.uint8)
+        for i in range(0, flat.size, _CHUNK):
+            block = flat[i:i + _CHUNK].data
+            crc = zlib.crc32(block, crc)
+            file.write(block)
+        entry["crc32"] = f"{crc:08x}"
+        position = start + flat.size
+    file.seek(0)
+    text = header()
+    file.write(_PRELUDE.pack(_MAGIC, FORMAT_VERSION, zlib.crc32(text), length) + text)
+
+
+def _up(position: int) -> int:
+    return -(-position // _ALIGN) * _ALIGN
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def _damaged(name: str, what: str) -> FormatError:
+    return FormatError(f"{name}: {what}. Copy or download it again.")
+
+
+def _impossible(name: str, what: str) -> FormatError:
+    return FormatError(f"{name}: impossible: {what}.")
+
+
+def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], list[_Entry]]:
+    """Return the header and where each array stands, checked against the file's size."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(_PRELUDE.size)
+    if start[:8] != _MAGIC:
+        raise FormatError(f"{name}: {_foreign(start, file, size)}")
+    if len(start) < _PRELUDE.size:
+        raise _damaged(name, f"cut short, {size} bytes are left")
+    _, version, crc, length = _PRELUDE.unpack(start)
+    if length > size - _PRELUDE.size:
+        raise _damaged(name, f"cut short or damaged: the header has {length} bytes and the file {size}")
+    text = file.read(length)
+    if zlib.crc32(text) != crc:
+        raise _damaged(name, "damaged: the header's checksum differs")
+    header = _parse(text, name)
+    writer = header.get("library_version")
+    if header.get("format_version") != version or version < 1 or type(writer) is not str:
+        raise FormatError(f"{name}: damaged: the header contradicts itself about the version.")
+    if version > FORMAT_VERSION:
+        raise FormatError(f"{name}: written by npquant {writer[:40]!r} in format version {version}; this "
+                          f"npquant ({__version__}) reads versions 1 to {FORMAT_VERSION}: upgrade it.")
+    if "root" not in header or type(header.get("arrays")) is not list:
+        raise _impossible(name, "the header has no root or no arrays")
+    return header, _layout(header["arrays"], _PRELUDE.size + length, size, name)
+
+
+def _parse(text: bytes, name: str) -> dict[str, Any]:
+    # Before parsing: the parser recurses, and only a setting of the program would stop it.
+    if _nesting(text) > _MAX_NESTING:
+        raise _impossible(name, f"the header is nested more than {_MAX_NESTING} deep")
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        header = json.loads(text.decode(), parse_constant=refuse)
+    except ValueError as error:
+        raise _impossible(name, f"the header is not JSON in UTF-8: {error}") from None
+    if type(header) is not dict:
+        raise _impossible(name, "the header is not an object")
+    return header
+
+
+# A string, closed or not; possessive, so that it is found in linear time.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
+_BESIDES_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _nesting(text: bytes) -> int:
+    deepest = depth = 0
+    for byte in _STRING.sub(b"", text).translate(None, _BESIDES_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _layout(raw: list[Any], head: int, size: int, name: str) -> list[_Entry]:
+    """Return the arrays' entries: known dtypes, in order, without overlap, inside the file and filling it."""
+    data = _up(head) if raw else head
+    end = 0
+    entries = []
+    for i, item in enumerate(raw):
+        if type(item) is not dict or set(item) != {"dtype", "shape", "offset", "crc32"}:
+            raise _impossible(name, f"array {i} has not the four members of an array")
+        shape, crc = item["shape"], item["crc32"]
+        dtype = _DTYPES.get(item["dtype"]) if type(item["dtype"]) is str else None
+        if dtype is None:
+            raise _impossible(name, f"array {i} has the dtype {str(item['dtype'])[:40]!r}")
+        if (type(shape) is not list or len(shape) > _MAX_NDIM
+                or not all(type(n) is int and n >= 0 for n in shape)
+                # NumPy refuses this also where another dimension is 0.
+                or math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63):
+            raise _impossible(name, f"array {i} has the shape {str(shape)[:80]}")
+        if type(crc) is not str or not re.fullmatch("[0-9a-f]{8}", crc):
+            raise _impossible(name, f"array {i} has the checksum {str(crc)[:40]!r}")
+        if type(item["offset"]) is not int or item["offset"] != _up(end):
+            raise _impossible(name, f"array {i} begins at {str(item['offset'])[:40]} instead of {_up(end)}: "
+                                    "it overlaps the one before, or leaves a hole")
+        start = data + _up(end)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if start + nbytes > size:
+            raise _damaged(name, f"cut short or damaged: array {i} takes {nbytes} bytes at {start}, and the "
+                                 f"file has {size}")
+        entries.append(_Entry(dtype, tuple(shape), start, nbytes, int(crc, 16)))
+        end = _up(end) + nbytes
+    if data + end != size:
+        raise _damaged(name, f"damaged: it has {size} bytes, and its content {data + end}")
+    return entries
+
+
+def _read(file: BinaryIO, name: str, entries: list[_Entry]) -> list[Array]:
+    arrays = []
+    for i, entry in enumerate(entries):
+        array = np.empty(entry.shape, entry.dtype)
+        flat = array.reshape(-1).view(np.uint8)
+        file.seek(entry.start)
+        crc = at = 0
+        while at < flat.size:
+            block = flat[at:at + _CHUNK].data
+            got = file.readinto(block)  # type: ignore[attr-defined]
+            if not got:
+                raise FormatError(f"{name}: cut short while it was read.")
+            crc = zlib.crc32(block[:got], crc)
+            at += got
+        if crc != entry.crc:
+            raise _damaged(name, f"damaged: the checksum of array {i} differs")
+        # Moves bytes on big-endian machines only.
+        arrays.append(array.astype(entry.dtype.newbyteorder("="), copy=False))
+    return arrays
+
+
+def _map(file: BinaryIO, entries: list[_Entry]) -> list[Array]:
+    # A numpy.memmap rather than an mmap.mmap: joblib knows it, and sends the file's name, not its bytes.
+    whole = np.memmap(file, dtype=np.uint8, mode="r")
+    return [whole[e.start:e.start + e.nbytes].view(np.ndarray).view(e.dtype).reshape(e.shape)
+            for e in entries]
+
+
+def _foreign(start: bytes, file: BinaryIO, size: int) -> str:
+    """Return a sentence on what a file without the magic looks like."""
+    if size == 0:
+        return "empty: nothing was written to it, or its download failed."
+    head = start + file.read(64)
+    if len(head) < 8 and _MAGIC.startswith(head):
+        return f"cut short, {size} bytes are left. Copy or download it again."
+    if head.startswith(b"\x89NPQ") or head.startswith(b"NPQ\r\n"):
+        return "an .npq file damaged by a transfer in text mode. Copy it again, in binary mode."
+    for magic, what in _FOREIGN:
+        if head.startswith(magic):
+            return f"not an .npq file: it looks like {what}."
+    if re.match(rb"I[A-Za-z][A-Za-z0-9]{2}", head) and 0 < int.from_bytes(head[4:8], "little") < 1 << 20:
+        return "not an .npq file: it looks like an index of faiss, which faiss.read_index reads."
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "not an .npq file: it looks like safetensors."
+    return f"not an .npq file: it begins with {head[:8]!r}."
+
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a git-lfs pointer, which stands for the file itself: run `git lfs pull`"),
+    (b"\x93NUMPY", "an .npy file, which numpy.load reads"),
+    (b"PK\x03\x04", "a zip or .npz file, which zipfile or numpy.load read"),
+    (b"PK\x05\x06", "an empty zip file"),
+    *((b"\x80" + bytes([protocol]), "a pickle, which npquant never reads") for protocol in range(2, 6)),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which h5py reads"),
+    (b"\x1f\x8b", "compressed by gzip: decompress it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: decompress it first"),
+    (b"<", "a web page or XML: perhaps the download was answered by an error page"),
+)
+
+
+# ------------------------------------------------------------------------------------- rebuilding
+
+
+class _Decoder:
+    """Turns the header's nodes back into the tree."""
+
+    def __init__(self, name: str, header: dict[str, Any], arrays: list[Array]) -> None:
+        self.name, self.arrays = name, arrays
+        self.root, self.writer = header["root"], header["library_version"]
+        # Each is handed out once: a thousand texts of one array would take a thousand times the file's size.
+        self.used = [False] * len(arrays)
+
+    def result(self) -> Any:
+        result = self.decode(self.root, "", 0)
+        if not all(self.used):
+            raise self._impossible(f"array {self.used.index(False)}", "is used nowhere")
+        return result
+
+    def _impossible(self, path: str, why: str) -> FormatError:
+        return _impossible(self.name, f"{(path.lstrip('.') or 'the root')[:200]} {why}")
+
+    def decode(self, node: Any, path: str, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise self._impossible(path, f"is nested more than {_MAX_DEPTH} deep")
+        if type(node) is list:
+            return [self.decode(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(node)]
+        if type(node) is not dict:
+            return node  # None, bool, int, float, str: JSON knows nothing else
+        if len(node) != 1:
+            raise self._impossible(path, f"has {len(node)} tags instead of one")
+        [(tag, value)] = node.items()
+        if tag == "dict" and type(value) is dict:
+            return self._dict(value, path, depth)
+        if tag == "tuple" and type(value) is list:
+            return tuple([self.decode(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(value)])
+        if tag == "int" and type(value) is str and re.fullmatch("-?0x[0-9a-f]+", value):
+            return int(value, 16)
+        if tag == "float" and type(value) is str and re.fullmatch("[0-9a-f]{16}", value):
+            return struct.unpack(">d", bytes.fromhex(value))[0]
+        if tag in ("array", "text") and type(value) is int and 0 <= value < len(self.used):
+            if self.used[value]:
+                raise self._impossible(path, f"is array {value}, which is used before")
+            self.used[value] = True
+            return self.arrays[value] if tag == "array" else self._text(self.arrays[value], path)
+        if tag == "strings" and type(value) is dict and value.keys() == {"shape", "values"}:
+            return self._strings(value["shape"], value["values"], path)
+        if tag == "generator":
+            state = self.decode(value, path, depth + 1)
+            return self._attempt(path, lambda: _restore_generator(state))
+        if tag == "object" and type(value) is dict and type(value.get("kind")) is str:
+            return self._object(value, path, depth)
+        raise self._impossible(path, f"is {tag[:40]!r} of {str(value)[:40]!r}, which means nothing")
+
+    def _dict(self, value: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
+        return {key: self.decode(v, _step(path, key), depth + 1) for key, v in value.items()}
+
+    def _attempt(self, path: str, work: Callable[[], Any]) -> Any:
+        """Return what ``work`` makes of the file's content; what it cannot use is the file's fault."""
+        try:
+            return work()
+        except (FormatError, MemoryError, OSError, ImportError):
+            raise
+        except Exception as error:
+            raise self._impossible(path, f"cannot be rebuilt: {type(error).__name__}: {error} (npquant "
+                                         f"{self.writer[:40]!r} wrote it, this is {__version__})") from error
+
+    def _text(self, points: Array, path: str) -> Any:
+        if points.dtype != np.uint32 or points.ndim == 0 or points.shape[-1] == 0:
+            raise self._impossible(path, "is not an array of code points")
+        if points.size and points.max() > 0x10FFFF:  # NumPy would find out when the element is read
+            raise self._impossible(path, "contains a number that is no code point")
+        return self._attempt(path, lambda: np.ndarray(
+            points.shape[:-1], f"=U{points.shape[-1]}", buffer=np.ascontiguousarray(points)).copy())
+
+    def _strings(self, shape: Any, values: Any, path: str) -> Any:
+        if type(shape) is not list or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+            raise self._impossible(path, f"has the shape {str(shape)[:80]}")
+        if (type(values) is not list or not all(type(v) is str for v in values)
+                or len(values) != math.prod(shape) or len(shape) > _MAX_NDIM):
+            raise self._impossible(path, "is not an array of str of the shape it says")
+
+        def build() -> Array:
+            array = np.empty(len(values), dtype=object)
+            array[:] = values
+            return array.reshape(shape)
+
+        return self._attempt(path, build)
+
+    def _object(self, value: dict[str, Any], path: str, depth: int) -> Any:
+        kind, parts = value["kind"], dict(value)
+        del parts["kind"]
+        if kind not in KINDS:
+            raise FormatError(f"{self.name}: holds a {kind[:40]!r}, which this npquant ({__version__}) does "
+                              f"not know. It was written by npquant {self.writer[:40]!r}: upgrade.")
+        home, _, qualname = KINDS[kind].partition(":")
+        cls = getattr(import_module(home), qualname)
+        sort = _sort(cls)
+        if sort == "state" and parts.keys() == {"state"}:
+            state = self.decode(parts["state"], f"{path}.state", depth + 1)
+            return self._attempt(path, lambda: cls._from_state(state))
+        if sort == "fields" and parts.keys() == {"fields"} and type(parts["fields"]) is dict:
+            fields = self._dict(parts["fields"], path, depth)
+            return self._attempt(path, lambda: cls(**fields))
+        if (sort == "estimator" and parts.keys() == {"params", "fitted"} and type(parts["params"]) is dict
+                and (parts["fitted"] is None or type(parts["fitted"]) is dict)):
+            params = self._dict(parts["params"], f"{path}.params", depth)
+            fitted = None if parts["fitted"] is None else self._dict(parts["fitted"], f"{path}.fitted", depth)
+            return self._attempt(path, lambda: _restore_estimator(cls, params, fitted))
+        raise self._impossible(path, f"is not what a {kind} is made of, but {', '.join(parts)[:80]!r}")
+
+
+def _restore_estimator(cls: Any, params: dict[str, Any], fitted: dict[str, Any] | None) -> Any:
+    estimator = cls(**params)
+    if hasattr(cls, "_set_state"):
+        if fitted is not None:
+            estimator._set_state(fitted)
+        return estimator
+    for name, value in (fitted or {}).items():
+        if not _is_fitted_name(name):  # a file must not put an attribute over a method
+            raise ValueError(f"{name!r} is not the name of a fitted attribute")
+        setattr(estimator, name, value)
+    return estimator
+
+
+def _restore_generator(value: Any) -> np.random.Generator:
+    state, seed = value["state"], value["seed"]
+    name = state["bit_generator"]
+    if name not in _BIT_GENERATORS:
+        raise ValueError(f"there is no bit generator {name!r}")
+    if seed is None:
+        sequence = np.random.SeedSequence(0)
+    else:
+        if not 0 <= seed["pool_size"] <= _MAX_POOL:
+            raise ValueError("the pool of its seed sequence is absurd")
+        sequence = np.random.SeedSequence(seed["entropy"], spawn_key=tuple(seed["spawn_key"]),
+                                          pool_size=seed["pool_size"],
+                                          n_children_spawned=seed["n_children_spawned"])
+    # NumPy trusts these two and would read beyond its buffers.
+    if not 0 <= state["state"].get("pos", 0) <= 624 or not 0 <= state.get("buffer_pos", 0) <= 4:
+        raise ValueError("its position is outside of its buffer")
+    bits = getattr(np.random, name)(sequence)
+    bits.state = state
+    if not _alike(bits.state, state):
+        raise ValueError("its state is not one of a generator")
+    return np.random.Generator(bits)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+# ------------------------------------------------------------------------------------- describing
+
+
+def _show_root(root: Any, names: list[str]) -> tuple[str, dict[str, Any]]:
+    shown = _show(root, "", names)
+    if type(root) is not dict:
+        return type(root).__name__, {}
+    if "object" in root:
+        return shown.pop("kind"), shown
+    return next(iter(root)), shown if "dict" in root else {}
+
+
+def _show(node: Any, path: str, names: list[str]) -> Any:
+    """Return a node as a value to read; note at which path of the tree each array stands."""
+    if type(node) is list:
+        return [_show(v, f"{path}[{i}]", names) for i, v in enumerate(node)]
+    if type(node) is not dict:
+        return node
+    [(tag, value)] = node.items()
+    if tag == "dict":
+        return {key: _show(v, _step(path, key), names) for key, v in value.items()}
+    if tag == "tuple":
+        return tuple(_show(value, path, names))
+    if tag in ("array", "text"):
+        names[value] = path.lstrip(".")
+        return tag
+    if tag == "strings":
+        return "text"
+    if tag == "generator":
+        _show(value, path, names)
+        return tag
+    if tag == "object":
+        parts = {part: v if part == "state" or v is None else {"dict": v}
+                 for part, v in value.items() if part != "kind"}
+        shown = {part: _show(v, path if part == "fields" else f"{path}.{part}", names)
+                 for part, v in parts.items()}
+        state = shown.get("params", shown.get("fields", shown.get("state")))
+        return {"kind": value["kind"], **(state if type(state) is dict else {"state": state})}
+    return int(value, 16) if tag == "int" else struct.unpack(">d", bytes.fromhex(value))[0]
