@@ -21,9 +21,13 @@ class Estimator:
 
     # What a fitted object must have; a subclass names its own.
     _fitted_attribute = "n_features_in_"
+    # Parameters of the machine or the session rather than of the model: not saved.
+    _runtime_params: tuple[str, ...] = ("threads",)
 
     @classmethod
     def _param_names(cls) -> list[str]:
+        if cls.__init__ is object.__init__:
+            return []
         return sorted(name for name in inspect.signature(cls.__init__).parameters if name != "self")
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A message names the argument, what came, what is wanted and the way out.
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -66,7 +67,7 @@ def vectors(X: Any, name: str = "X", *, d: int | None = None, owner: str = "this
                                 f"required: {name} has no columns.")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is told just below
         result = np.array(array, dtype=np.float32, order="C", copy=True if copy else None, ndmin=2)
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" or array.dtype.itemsize == 8:
         _finite(result, name)
     return result
 
@@ -162,20 +163,22 @@ def integer(value: Any, name: str, low: int = 1, high: int | None = None) -> int
     """Return ``value`` as an int within [low, high]."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise InvalidInputError(f"{name} must be an integer, got {value!r}.")
-    if value < low or (high is not None and value > high):
+    result = int(value)
+    if result < low or (high is not None and result > high):
         wanted = f"at least {low}" if high is None else f"from {low} to {high}"
         raise InvalidInputError(f"{name} is {value}, wanted {wanted}.")
-    return int(value)
+    return result
 
 
 def number(value: Any, name: str, low: float = 0.0, high: float = np.inf, *, above: bool = False) -> float:
     """Return ``value`` as a finite float within [low, high]; above ``low`` where ``above``."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not np.isfinite(value):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise InvalidInputError(f"{name} must be a finite number, got {value!r}.")
-    if value < low or value > high or (above and value == low):
+    result = float(value)
+    if result < low or result > high or (above and result == low):
         wanted = f"{'above' if above else 'at least'} {low:g}" + ("" if high == np.inf else f" and at most {high:g}")
         raise InvalidInputError(f"{name} is {value}, wanted {wanted}.")
-    return float(value)
+    return result
 
 
 def choice(value: Any, name: str, allowed: tuple[str, ...]) -> str:

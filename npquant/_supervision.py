@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from npquant import _checks, metrics
 from npquant.errors import InvalidInputError
 from npquant.nn import losses, samplers
+from npquant.nn.losses import Pairs, Triplets
 from npquant.quantizers.base import Quantizer
 
 Array = NDArray[Any]
@@ -222,11 +223,11 @@ class Explicit(Similarity):
         i, j, last = batch.tuples.T
         if self.kind == "pairs":
             if isinstance(loss, losses.Contrastive):
-                return samplers.Pairs(i, j, last.astype(bool))
+                return Pairs(i, j, last.astype(bool))
             return super().target(loss, y, batch, how, rng)
         if isinstance(loss, losses.Triplet):
-            return samplers.Triplets(i, j, last, None)
-        return samplers.Pairs(np.concatenate([i, i]), np.concatenate([j, last]), np.arange(2 * len(i)) < len(i))
+            return Triplets(i, j, last, None)
+        return Pairs(np.concatenate([i, i]), np.concatenate([j, last]), np.arange(2 * len(i)) < len(i))
 
     def similar(self, batch: Batch) -> NDArray[np.bool_]:
         """Return which pairs are said to be similar."""

@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,9 @@ OUTPUTS: dict[str, Callable[[], rules.OutputTransform]] = {
     "ssm": rules.space_shuttle,
     "hybrid": lambda: rules.space_shuttle(emit="gradient"),
 }
-OPTIMIZERS: dict[str, Callable[[float, float], Any]] = {
-    "adam": lambda lr, decay: nn.Adam(lr, (0.9, 0.99), weight_decay=decay),
-    "sgd": lambda lr, decay: nn.SGD(lr, 0.9, weight_decay=decay),
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adam": partial(nn.Adam, betas=(0.9, 0.99)),
+    "sgd": partial(nn.SGD, momentum=0.9),
 }
 
 
@@ -134,6 +135,11 @@ class DeepQuantizer(Quantizer):
     """
 
     _fitted_attribute = "quantizer_"
+    _runtime_params = ("threads", "callback", "progress")
+    network_: nn.Sequential
+    input_: PCA | Standardize
+    quantizer_: Quantizer
+    history_: list[dict[str, Any]]
     training_: dict[str, Any] | None
 
     def __init__(self, hidden: Iterable[int] = (512,), d_out: int = 32, *, loss: Any = "triplet",
@@ -283,7 +289,7 @@ class _Trainer:
         self.schedule = nn.Cosine() if model.schedule is None else model.schedule
         lr, decay = _checks.number(model.lr, "lr", above=True), _checks.number(model.weight_decay, "weight_decay")
         self.optimizer = _named(model.optimizer, "optimizer",
-                                {name: lambda make=make: make(lr, decay) for name, make in OPTIMIZERS.items()})
+                                {name: partial(make, lr, weight_decay=decay) for name, make in OPTIMIZERS.items()})
         self.sampling = _supervision.Sampling(
             _checks.integer(model.batch_size, "batch_size", 2), _checks.integer(model.per_class, "per_class", 2),
             _checks.choice(model.mining, "mining", nn.samplers.MINING), _checks.integer(model.positives, "positives"))
@@ -305,6 +311,9 @@ class _Trainer:
         if not isinstance(quantizer, Quantizer):
             raise InvalidInputError(f"quantizer is {quantizer!r}, wanted a codec such as ProductQuantizer(m=4).")
         self.codec: Quantizer = clone(quantizer)
+        if model.codebooks == "average" and not hasattr(self.codec, "average"):
+            raise InvalidInputError(f"codebooks='average' needs a codec that has it, and {quantizer!r} has not: use "
+                                    "codebooks='refit'.")
         for name, value in (("random_state", int(codec.integers(2**31))), ("threads", model.threads)):
             if name in self.codec._param_names() and getattr(self.codec, name) is None:
                 self.codec.set_params(**{name: value})
@@ -364,29 +373,28 @@ class _Trainer:
         """Train to the end and set the model's attributes; on an interruption leave it usable and resumable."""
         bar = _bar(self.epochs, self.state["epoch"]) if self.model.progress else None
         try:
-            while self.state["epoch"] < self.epochs:
+            while self.state["epoch"] < self.epochs and not self._no_better():
                 before = copy.deepcopy(self.state)
                 try:
                     figures = self._epoch()
-                except (KeyboardInterrupt, DivergedError):
+                except BaseException:
                     self.state = before
-                    self._finish(done=False)
                     raise
+                log.info("epoch %(epoch)d: loss %(loss).5g, distortion %(distortion)s, validation %(validation)s",
+                         figures)
                 if bar is not None:
                     bar.set_postfix({key: f"{figures[key]:.4g}" for key in ("loss", "distortion", "validation")
                                      if figures[key] is not None})
                     bar.update()
-                log.info("epoch %(epoch)d: loss %(loss).5g, distortion %(distortion)s, validation %(validation)s",
-                         figures)
                 if self.model.callback is not None and self.model.callback(dict(figures)):
-                    self._finish(done=self.state["epoch"] == self.epochs)
-                    return
-                if self._no_better():
                     break
-            self._finish(done=True)
+        except (Exception, KeyboardInterrupt):
+            self._finish()
+            raise
         finally:
             if bar is not None:
                 bar.close()
+        self._finish()
 
     def _epoch(self) -> dict[str, Any]:
         state, began = self.state, time.perf_counter()
@@ -428,11 +436,13 @@ class _Trainer:
         if self.model.normalize:
             dy = rules.tangent(dy, y)
         dy, state["rule"] = self.rule.update(dy, state["rule"], y=y, rows=batch.rows, codewords=codewords)
-        if not np.isfinite(value) or not np.isfinite(dy).all():
+        finite = {"output": np.isfinite(y).all(), "loss": np.isfinite(value), "gradient": np.isfinite(dy).all()}
+        if not all(finite.values()):
+            what = next(name for name, good in finite.items() if not good)
             raise DivergedError(
-                f"In epoch {state['epoch']} the {'loss' if not np.isfinite(value) else 'gradient'} is not finite. Lower "
-                f"lr = {self.optimizer.lr:g}, or the strength of output={self.model.output!r}, or set normalize=True. "
-                "The model is left as it was at the end of the epoch before.")
+                f"In epoch {state['epoch']} the {what} is not finite. Lower lr = {self.optimizer.lr:g}, or the strength "
+                f"of output={self.model.output!r}, or set normalize=True. The model is left as it was at the end of "
+                "the epoch before.")
         scale = np.float32(1 / len(batch.rows))
         network.backward(dy * scale, cache, need_dx=False, out=grads)
         state["optimizer"] = self.optimizer.update(network.parameters, grads, state["optimizer"], rate, mask)
@@ -441,9 +451,6 @@ class _Trainer:
             state["head_optimizer"] = self.optimizer.update(state["head"].parameters, head_grads * scale,
                                                             state["head_optimizer"], rate)
         if self.model.codebooks == "average" and state["codec"] is not None:
-            if not hasattr(state["codec"], "average"):
-                raise InvalidInputError(f"codebooks='average' needs a codec that has it, and {state['codec']!r} has "
-                                        "not: use codebooks='refit'.")
             state["codec"].average(y, 0.99)
         return value
 
@@ -478,7 +485,7 @@ class _Trainer:
         last = self.state["epoch"] - 1
         return last - max(int(self.state["best"]["epoch"]), full) >= self.patience
 
-    def _finish(self, done: bool) -> None:
+    def _finish(self) -> None:
         """Train the last codebooks from scratch on the final outputs, keep the better, and set the attributes."""
         state, model = self.state, self.model
         kept = state if state["best"] is None else state["best"]
@@ -491,6 +498,7 @@ class _Trainer:
             codec = warm
         model.network_, model.input_, model.quantizer_ = network, self.input, codec
         model.history_ = [dict(figures) for figures in state["history"]]
+        done = state["epoch"] == self.epochs or self._no_better()
         model.training_ = None if done else state
 
 

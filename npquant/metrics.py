@@ -287,7 +287,7 @@ def knn_recall(ids: ArrayLike, neighbors: ArrayLike, k: int, *, distances: Array
     compact = np.unique(np.concatenate((results, truth), axis=1), return_inverse=True)[1].reshape(nq, 2 * k)
     keys = compact + np.arange(nq)[:, np.newaxis] * (compact.max() + 1)
     key, true_key = keys[:, :k], keys[:, k:]
-    good = np.isin(key, true_key[truth != -1])
+    good = np.isin(key, true_key)  # padding that meets padding is dropped below
     wanted = _distinct(true_key, truth != -1).sum(1)
     if distances is not None:
         near = _like(distances, np.shape(ids), "distances", "ids")[:, :k]
@@ -341,7 +341,7 @@ def distortion(X: ArrayLike, decoded: ArrayLike, *, relative: bool = False) -> f
         return error
     mean = vectors.mean(0, dtype=np.float64)
     variance = sum(_squares(vectors[block], mean) for block in blocks) / len(vectors)
-    if (vectors == vectors[0]).all():  # the mean of equal numbers may be off by a rounding
+    if variance == 0:  # the float64 mean of fewer than 2^29 equal float32 numbers is exact
         return 0.0 if error == 0 else float("inf")
     return error / variance
 

@@ -13,11 +13,11 @@ r"""Save and load: one file, no pickle, checked before it is believed, mapped in
 What can be saved
 -----------------
 A tree of: ``None``, ``bool``, ``int`` of any size, ``float`` (every bit kept, also of NaN, infinity and
-−0.0), ``str``, ``list``, ``tuple``, ``dict`` with ``str`` keys; NumPy arrays of bool, (u)int8 … 64,
-float16 … 64 and of str (fixed width, or objects that are all str); NumPy scalars of these, *which come back
-as Python's own scalars*; ``numpy.random.Generator`` (its state, and its seed sequence, so that ``spawn`` goes on
-as well); and objects whose class stands in :data:`KINDS`. Nothing else, and no subclasses of these: what
-cannot come back the same is refused. An object that is held twice is written twice, and comes back as two.
+−0.0), ``str``, ``list``, ``tuple``, ``dict`` with ``str`` keys; NumPy arrays of bool, (u)int8 … 64, float16 …
+64 and of str (fixed width, or objects that are all str); NumPy scalars of these, *which come back as Python's
+own scalars*; ``numpy.random.Generator`` (its state, and its seed sequence, so that ``spawn`` goes on as
+well); and objects whose class stands in :data:`KINDS`. Nothing else, and no subclasses of these: what cannot
+come back the same is refused. An object that is held twice is written twice, and comes back as two.
 
 How a class joins
 -----------------
@@ -114,6 +114,7 @@ Array = NDArray[Any]
 KINDS: dict[str, str] = {
     "KMeans": "npquant.kmeans:KMeans",
     "PCA": "npquant.transforms:PCA",
+    "Standardize": "npquant.transforms:Standardize",
     "ProductQuantizer": "npquant.quantizers.product:ProductQuantizer",
     "FlatIndex": "npquant.index.flat:FlatIndex",
     "DeepQuantizer": "npquant.deep:DeepQuantizer",
@@ -123,9 +124,11 @@ KINDS: dict[str, str] = {
     "SGD": "npquant.nn.optim:SGD",
     "Adam": "npquant.nn.optim:Adam",
     "Constant": "npquant.nn.optim:Constant",
-    "StepSchedule": "npquant.nn.optim:StepSchedule",
-    "CosineSchedule": "npquant.nn.optim:CosineSchedule",
+    "Steps": "npquant.nn.optim:Steps",
+    "Cosine": "npquant.nn.optim:Cosine",
     "Sequential": "npquant.nn.layers:Sequential",
+    **{name: f"npquant.nn.output:{name}" for name in (
+        "OutputTransform", "SpaceShuttle", "RaySnapping", "QuantizationPenalty", "StraightThrough", "Chain")},
 }
 """Kind in a file -> "module:Class". Nothing that is not in this table is ever imported for a file."""
 
@@ -449,7 +452,7 @@ class _Encoder:
         if sort == "fields":
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
             return {"kind": kind, "fields": self._dict(fields, path, depth)}
-        params = {name: v for name, v in value.get_params(deep=False).items() if name != "threads"}
+        params = {name: v for name, v in value.get_params(deep=False).items() if name not in cls._runtime_params}
         fitted: dict[str, Any] | None
         if not hasattr(cls, "_set_state"):
             fitted = {name: v for name, v in vars(value).items() if _is_fitted_name(name)}
@@ -489,11 +492,11 @@ def _write(file: BinaryIO, root: Any, arrays: list[Array]) -> None:
         crc = 0
         flat = np.asarray(array, dtype=_DTYPES[array.dtype.name], order="C").reshape(-1).view(np.uint8)
         for i in range(0, flat.size, _CHUNK):
-            block = flat[i:i + _CHUNK].data
-            crc = zlib.crc32(block, crc)
-            file.write(block)
+            crc = zlib.crc32(flat[i:i + _CHUNK].data, crc)
+            file.write(flat[i:i + _CHUNK].data)
         entry["crc32"] = f"{crc:08x}"
         position = start + flat.size
+        del flat  # where it is a copy, before the next one is made
     file.seek(0)
     text = header()
     file.write(_PRELUDE.pack(_MAGIC, FORMAT_VERSION, zlib.crc32(text), length) + text)

@@ -85,3 +85,139 @@ def knn_recall(ids, neighbors, k, distances=None, neighbor_distances=None):
 
 def distortion(X, decoded):
     return math.fsum((float(a) - float(b)) ** 2 for x, y in zip(X, decoded) for a, b in zip(x, y)) / len(X)
+
+
+# --- codewords and codes: float32, in one fixed order, every multiply and every add rounded by itself ---
+
+
+def squared_distances(x, codewords):
+    """Of one vector to each codeword (K, d): ((x_0 − c_0)² + (x_1 − c_1)²) + …"""
+    total = np.zeros(len(codewords), np.float32)
+    for j in range(len(x)):
+        t = np.float32(x[j]) - codewords[:, j]
+        total = total + t * t
+    return total
+
+
+def inner_products(x, codewords):
+    """Of one vector with each codeword (K, d): (x_0 c_0 + x_1 c_1) + …"""
+    total = np.zeros(len(codewords), np.float32)
+    for j in range(len(x)):
+        total = total + np.float32(x[j]) * codewords[:, j]
+    return total
+
+
+def nearest(X, codewords):
+    """Index and squared distance of the nearest codeword of each row; ties go to the smaller index."""
+    index, distance = [], []
+    for x in X:
+        scores = squared_distances(x, codewords)
+        best = min(range(len(codewords)), key=lambda k: (scores[k], k))
+        index.append(best)
+        distance.append(scores[best])
+    return np.array(index, np.int32), np.array(distance, np.float32)
+
+
+def tables(X, codebooks, product=False):
+    """(n, M, K): squared distances of each block of X to the codewords (M, K, dsub), or inner products."""
+    M, K, dsub = codebooks.shape
+    result = np.empty((len(X), M, K), np.float32)
+    for i, x in enumerate(X):
+        for m in range(M):
+            part = x[m * dsub:(m + 1) * dsub]
+            result[i, m] = (inner_products if product else squared_distances)(part, codebooks[m])
+    return result
+
+
+def adc(table, codes):
+    """(nq, n): (T[0, c_0] + T[1, c_1]) + … of each query and code."""
+    result = np.empty((len(table), len(codes)), np.float32)
+    for q in range(len(table)):
+        for i, code in enumerate(codes):
+            score = table[q, 0, code[0]]
+            for m in range(1, len(code)):
+                score = score + table[q, m, code[m]]
+            result[q, i] = score
+    return result
+
+
+def topk(scores, ids, k):
+    """The k smallest (score, id) of each row of scores (nq, n); the rest is (inf, −1)."""
+    distances = np.full((len(scores), k), np.inf, np.float32)
+    found = np.full((len(scores), k), -1, np.int64)
+    for q, row in enumerate(scores):
+        for place, (score, name) in enumerate(sorted(zip(row.tolist(), ids))[:k]):
+            distances[q, place], found[q, place] = score, name
+    return distances, found
+
+
+def scores(queries, vectors, metric="l2", blocks=1):
+    """(nq, n), lower is better: each of the equal blocks of dimensions by itself, then their sum, first to last."""
+    result = np.empty((len(queries), len(vectors)), np.float32)
+    width = queries.shape[1] // blocks
+    for q, query in enumerate(queries):
+        total = None
+        for b in range(blocks):
+            columns = slice(b * width, (b + 1) * width)
+            if metric == "l2":
+                part = squared_distances(query[columns], vectors[:, columns])
+            else:
+                part = -inner_products(query[columns], vectors[:, columns])
+            total = part if total is None else total + part
+        result[q] = total
+    return result
+
+
+def search(queries, vectors, ids, k, metric="l2", blocks=1):
+    """Brute force over vectors: (distances, ids) as an index returns them; queries as they are compared."""
+    distances, found = topk(scores(queries, vectors, metric, blocks), ids, k)
+    return (distances if metric == "l2" else -distances), found
+
+
+def normalized(X):
+    rows = []
+    for x in X:
+        norm = math.sqrt(math.fsum(float(a) ** 2 for a in x))
+        rows.append([float(a) / norm if norm else 0.0 for a in x])
+    return np.array(rows, np.float32).reshape(X.shape)
+
+
+def pq_decode(codebooks, codes):
+    """(n, d): the codewords of each code, end to end."""
+    return np.array([[value for m, c in enumerate(code) for value in codebooks[m][c]] for code in codes],
+                    np.float32).reshape(len(codes), codebooks.shape[0] * codebooks.shape[2])
+
+
+# --- k-means ---
+
+
+def inertia(X, centers):
+    """Sum of squared distances to the nearest centre, in float64."""
+    C = np.asarray(centers, np.float64)
+    return math.fsum(float(((np.asarray(x, np.float64) - C) ** 2).sum(axis=1).min()) for x in X)
+
+
+def cluster_sums(X, labels, K):
+    """Sums (K, d) in float64, in row order, and counts (K,)."""
+    sums, counts = [[0.0] * X.shape[1] for _ in range(K)], [0] * K
+    for x, label in zip(X, labels):
+        counts[label] += 1
+        for j, value in enumerate(x):
+            sums[label][j] += float(value)
+    return np.array(sums).reshape(K, X.shape[1]), np.array(counts, np.int64)
+
+
+def moving_average(codebook, batches, decay):
+    """A codebook (K, d) after an exponential moving average of sums and counts over batches of vectors."""
+    words = [[float(a) for a in word] for word in codebook]
+    weights = [1.0] * len(words)
+    for X in batches:
+        index, _ = nearest(X, np.array(words, np.float32))
+        for k in range(len(words)):
+            mine = [x for x, i in zip(X, index) if i == k]
+            old = decay * weights[k]
+            weights[k] = old + (1 - decay) * len(mine)
+            if mine and weights[k] > 0:
+                words[k] = [float(np.float32((old * words[k][j] + (1 - decay) * math.fsum(float(x[j]) for x in mine))
+                                             / weights[k])) for j in range(len(words[k]))]
+    return np.array(words, np.float32)

@@ -190,10 +190,11 @@ def zipped(content, **changes):
 
 
 HUGE = {"descr": "<f8", "fortran_order": False, "shape": (2**40,)}
+BOMB = {**HUGE, "shape": (2**27,)}
 LYING = {
     "claims.idx": bytes((0, 0, 13, 2)) + b"\xff" * 8 + b"1234",
     "zero.idx": bytes((0, 0, 13, 4)) + b"\0" * 4 + b"\xff" * 12,
-    "many.idx": bytes((0, 0, 8, 255)) + b"\0" * 1020,
+    "many.idx": bytes((0, 0, 8, 255)) + b"\0\0\0\1" * 255 + b"1",
     "claims.idx.gz": gzip.compress(bytes((0, 0, 13, 2)) + b"\xff" * 8 + b"1234"),
     "claims.fbin": struct.pack("<2I", 2**32 - 1, 2**32 - 1) + b"1234",
     "flat.fbin": struct.pack("<2I", 5, 0),
@@ -206,11 +207,11 @@ LYING = {
     "nested.npy": npy(b"[" * 9000),
     "code.npy": npy(b"__import__('os').abort()"),
     "nothing.npy": npy({**HUGE, "descr": "|V0"}),
-    "array.npy": npy({**HUGE, "descr": ("<f8", (2**20,)), "shape": (1,)}),
+    "array.npy": npy({**HUGE, "descr": ("<f8", (2,)), "shape": (1,)}) + b"1" * 16,
     "long.npy": b"\x93NUMPY\2\0" + struct.pack("<I", 2**31) + b"1",
     "new.npy": b"\x93NUMPY\7\0" + b"1" * 99,
     "claims.npz": zipped(npy(HUGE)),
-    "bomb.npz": zipped(npy(HUGE), file_size=2**31),
+    "bomb.npz": zipped(npy(BOMB), file_size=len(npy(BOMB)) + 2**30),
     "method.npz": zipped(npy(HUGE), compress_type=99),
     "secret.npz": zipped(npy(HUGE), flag_bits=1),
 }
@@ -228,6 +229,27 @@ def test_lies_are_told_before_memory_is_taken(name, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.idx.gz"])
+def test_checksums_are_checked(name, tmp_path):
+    path = tmp_path / name
+    array = np.frombuffer(np.random.default_rng(0).bytes(2**17), "u1")  # deflate stores noise as it is
+    datasets.write(path, array)
+    content = bytearray(path.read_bytes())
+    content[content.index(array[100_000:100_016].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="CRC"):
+        datasets.read(path)
+
+
+def test_an_npz_compressed_by_another_method_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(3))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", buffer.getvalue())
+    with pytest.raises(FormatError, match="NumPy does not"):
+        datasets.read(tmp_path / "x.npz")
 
 
 @names

@@ -59,8 +59,8 @@ def random_triplets(rng, n, count, weighted):
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @few
-@given(seed=seeds, n=st.integers(1, 12), d=st.integers(1, 6), count=st.integers(0, 40), straight=st.booleans(),
-       weighted=st.booleans())
+@given(seed=seeds, n=st.integers(1, 12), d=st.integers(1, 6), count=st.integers(0, 40),
+       straight=st.booleans(), weighted=st.booleans())
 def test_triplets_against_a_loop(dtype, seed, n, d, count, straight, weighted):
     rng = np.random.default_rng(seed)
     y = rng.normal(size=(n, d)).astype(dtype)
@@ -82,7 +82,8 @@ def test_gradient_of_triplets(seed):
     rng = np.random.default_rng(seed)
     y = rng.normal(size=(7, 3))
     # Gap 20: no triplet near its kink. No distance of 0 either, where the norm has no derivative.
-    target = nn.Triplets(*rng.permuted(np.tile(np.arange(7), (15, 1)), axis=1)[:, :3].T, rng.uniform(0, 2, 15))
+    members = rng.permuted(np.tile(np.arange(7), (15, 1)), axis=1)[:, :3]
+    target = nn.Triplets(*members.T, rng.uniform(0, 2, 15))
     loss = nn.Triplet(20.0)
     _, dy = loss.value_and_grad(y, target)
     assert_allclose(dy, central_differences(lambda: len(y) * loss.value_and_grad(y, target)[0], y), atol=1e-5)
@@ -125,7 +126,8 @@ def test_softmax(seed, n, c):
     y, target = rng.normal(0, 3, (n, c)), rng.integers(c, size=n)
     value, dy = nn.Softmax().value_and_grad(y, target)
     assert_allclose(value, -log_softmax(y, axis=1)[np.arange(n), target].mean(), atol=1e-12)
-    assert_allclose(dy, central_differences(lambda: n * nn.Softmax().value_and_grad(y, target)[0], y), atol=1e-5)
+    numeric = central_differences(lambda: n * nn.Softmax().value_and_grad(y, target)[0], y)
+    assert_allclose(dy, numeric, atol=1e-5)
     huge, slope = nn.Softmax().value_and_grad(np.array([[1e30, -1e30]], np.float32), np.array([0]))
     assert huge == 0
     assert_array_equal(slope, 0)
@@ -141,7 +143,7 @@ def test_softmax_has_no_second_role():
 def test_inactive_triplets_give_exactly_zero(dtype):
     y = np.array([[0, 0], [1, 0], [3, 0]], dtype)
     one = np.array([0])
-    value, dy = nn.Triplet(2.0).value_and_grad(y, nn.Triplets(one, one + 1, one + 2))  # on the edge: 2 + 1 − 3
+    value, dy = nn.Triplet(2.0).value_and_grad(y, nn.Triplets(one, one + 1, one + 2))  # the edge: 2 + 1 − 3
     assert value == 0
     assert_array_equal(dy, np.zeros_like(y))
     value, _ = nn.Triplet(2.5).value_and_grad(y, nn.Triplets(one, one + 1, one + 2))
@@ -166,7 +168,7 @@ def test_coinciding_outputs_are_finite(dtype):
 def test_a_row_in_several_triplets_sums_its_gradients():
     rng = np.random.default_rng(0)
     y = rng.normal(size=(5, 3))
-    target = nn.Triplets(np.array([0, 0, 1]), np.array([1, 1, 0]), np.array([2, 3, 4]), np.array([1.0, 0.5, 2.0]))
+    target = nn.Triplets(*np.array([[0, 0, 1], [1, 1, 0], [2, 3, 4]]), np.array([1.0, 0.5, 2.0]))
     loss = nn.Triplet(10.0)
     parts = [loss.value_and_grad(y, nn.Triplets(*(a[i:i + 1] for a in target))) for i in range(3)]
     value, dy = loss.value_and_grad(y, target)

@@ -132,12 +132,12 @@ def same(a, b):
     if isinstance(a, np.random.Generator):
         return same(a.bit_generator.state, b.bit_generator.state)
     if hasattr(a, "__dict__"):
-        return same(vars(a), vars(b))
+        return same(dict(sorted(vars(a).items())), dict(sorted(vars(b).items())))
     return a == b
 
 
-DTYPES = [np.dtype(order + code) for code in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
-          for order in "<>"]
+DTYPES = [np.dtype(order + code) for order in "<>"
+          for code in ("?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")]
 
 
 @st.composite
@@ -163,8 +163,8 @@ def arrays(draw):
 
 texts = hnp.arrays(st.just(np.dtype("U3")), hnp.array_shapes(min_dims=0, min_side=0, max_side=3),
                    elements=st.text(max_size=3).filter(lambda s: "\0" not in s))
-leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-2**200, 2**200), st.floats(), st.text(),
-                   arrays(), texts, texts.map(lambda a: a.astype(object)),
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-2**200, 2**200), st.floats(),
+                   st.text(), arrays(), texts, texts.map(lambda a: a.astype(object)),
                    st.integers(0, 99).map(np.random.default_rng))
 trees = st.recursive(leaves, lambda inner: st.one_of(
     st.lists(inner, max_size=4), st.lists(inner, max_size=4).map(tuple),
@@ -231,8 +231,8 @@ def test_what_goes_in_comes_out(tree):
 
 @core
 def test_scalars_of_numpy_come_back_as_pythons(tmp_path):
-    values = [np.float32(0.1), np.float64(-0.0), np.int8(-3), np.uint64(2**64 - 1), np.bool_(True), np.str_("ü"),
-              np.float16(1.5)]
+    values = [np.float32(0.1), np.float64(-0.0), np.int8(-3), np.uint64(2**64 - 1), np.bool_(True),
+              np.str_("ü"), np.float16(1.5)]
     persist.save(values, tmp_path / "a")
     assert same(persist.load(tmp_path / "a"), [v.item() for v in values])
 
@@ -285,14 +285,14 @@ def test_a_generator_goes_on_where_it_was(tmp_path, name, mmap):
     loaded = persist.load(tmp_path / "a", mmap=mmap)
     for _ in range(2):
         assert loaded.random(700).tobytes() == rng.random(700).tobytes()
-        assert loaded.integers(9, size=3, dtype=np.uint32).tolist() == rng.integers(9, size=3, dtype=np.uint32).tolist()
+        assert same(*(g.integers(9, size=3, dtype=np.uint32) for g in (rng, loaded)))
         assert loaded.spawn(1)[0].random() == rng.spawn(1)[0].random()
 
 
 def test_the_file_is_what_the_docstring_says(tmp_path):
     """An independent reader, written from the docstring."""
-    persist.save({"x": np.arange(6, dtype=">i2").reshape(2, 3).T, "y": np.zeros((0, 2)), "z": np.array(["aé", "b"])},
-                 tmp_path / "a")
+    persist.save({"x": np.arange(6, dtype=">i2").reshape(2, 3).T, "y": np.zeros((0, 2)),
+                  "z": np.array(["aé", "b"])}, tmp_path / "a")
     raw = (tmp_path / "a").read_bytes()
     magic, version, crc, length = struct.unpack("<8sIIQ", raw[:24])
     assert (magic, version) == (b"\x89NPQ\r\n\x1a\n", 1)
@@ -346,7 +346,8 @@ def test_describe(tmp_path):
     assert description.pop("bytes") == (tmp_path / "a").stat().st_size
     assert description == {
         "kind": "Model", "format_version": 1, "library_version": persist.__version__,
-        "params": {"callback": None, "inner": {"kind": "Hooked", "k": 3}, "m": 4, "random_state": "generator"},
+        "params": {"callback": None, "inner": {"kind": "Hooked", "k": 3}, "m": 4,
+                   "random_state": "generator"},
         "arrays": [{"name": "params.inner.fitted.tables", "dtype": "uint8", "shape": (3,), "bytes": 3},
                    {"name": "fitted.codebooks_", "dtype": "float32", "shape": (4, 3), "bytes": 48},
                    {"name": "fitted.names_", "dtype": "uint32", "shape": (2, 2), "bytes": 16}]}
@@ -374,6 +375,10 @@ class Strange(str):
     pass
 
 
+class MyBits(np.random.PCG64):
+    pass
+
+
 @core
 @pytest.mark.parametrize(("thing", "place"), [
     (Model(callback=print), "Model.params.callback is a builtins.builtin"),
@@ -395,6 +400,8 @@ class Strange(str):
     ({"\ud800": 1}, "a key of dict is '\\ud800'"),
     (np.array(["\ud800"], dtype=object), "ndarray is '\\ud800'"),
     (np.random.Generator(np.random.PCG64(np.random.SeedSequence(1, pool_size=300))), "pool_size of 300"),
+    (np.random.Generator(MyBits(1)), "Generator is a Generator on a MyBits"),
+    (np.zeros((1,) * 32).astype("U1"), "ndarray is an array of 33 dimensions"),
 ])
 def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path, thing, place):
     with pytest.raises(InvalidInputError) as caught:
@@ -423,7 +430,7 @@ def test_a_class_that_fits_no_sort_is_told(tmp_path):
         persist.save(Odd(), tmp_path / "a")
 
 
-# ------------------------------------------------------------------------------------- paths, and being atomic
+# ------------------------------------------------------------------------------------ paths, and being atomic
 
 
 @core
@@ -510,7 +517,8 @@ def test_permissions_and_links(tmp_path):
 
 
 def little_file(path):
-    persist.save([Model(m=2, random_state=np.random.default_rng(1)).fit(1), np.zeros((0, 2)), np.array([True])], path)
+    model = Model(m=2, random_state=np.random.default_rng(1)).fit(1)
+    persist.save([model, np.zeros((0, 2)), np.array([True])], path)
     return pathlib.Path(path).read_bytes()
 
 
@@ -621,7 +629,7 @@ def test_absurd_arrays_are_refused_before_memory_is_taken(tmp_path, what, mmap):
     plant(tmp_path / "a", a_header({"array": 0}, ABSURD[what]))
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="a: (impossible: array 0|cut short or damaged: array 0)"):
+        with pytest.raises(FormatError, match=r"a: (impossible: array 0|cut short or damaged: array 0)"):
             persist.load(tmp_path / "a", mmap=mmap)
         assert tracemalloc.get_traced_memory()[1] < 300_000
     finally:
@@ -683,7 +691,8 @@ def test_arrays_are_used_once(tmp_path):
 
 def test_text_is_looked_at(tmp_path):
     points = struct.pack("<2I", 0x110000, 1)
-    for shape, data in ([2], points), ([2], points[4:] * 2), ([], points[4:]), ([0, 0], b""), ([0, 2**40], b""):
+    for shape, data in [([2], points), ([2], points[4:] * 2), ([], points[4:]), ([0, 0], b""),
+                        ([0, 2**40], b"")]:
         plant(tmp_path / "a", a_header({"text": 0}, an_array(data, "uint32", shape)), data)
         if data == points[4:] * 2:
             assert persist.load(tmp_path / "a") == np.array("\1\1")
@@ -712,8 +721,9 @@ def refuse(tmp_path, generator):
         persist.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("change", [{"pool_size": 10**10}, {"pool_size": -4}, {"entropy": "x"}, {"spawn_key": 1},
-                                    {"n_children_spawned": 2**80}, {"pool_size": None}])
+@pytest.mark.parametrize("change", [
+    {"pool_size": 10**10}, {"pool_size": -4}, {"pool_size": None}, {"entropy": "x"}, {"spawn_key": 1},
+    {"n_children_spawned": 2**80}])
 def test_impossible_seeds_are_refused(tmp_path, change):
     seed = {"entropy": 1, "spawn_key": [], "pool_size": 4, "n_children_spawned": 0, **change}
     refuse(tmp_path, {"state": np.random.PCG64(1).state, "seed": seed})
@@ -724,20 +734,22 @@ def test_philox_does_not_read_beyond_its_buffer(tmp_path, position):
     refuse(tmp_path, {"state": {**np.random.Philox(1).state, "buffer_pos": position}, "seed": None})
 
 
-JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(-3, 70), st.just(2**63), st.floats(), st.just(""),
-                              st.sampled_from(["array", "object", "Model", "x_", "PCG64", "float32", "0x1"])),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["array", "dict", "tuple", "text", "object", "kind", "params", "generator"]),
-                        inner, max_size=2), max_leaves=4)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 70), st.just(2**63), st.floats(), st.just(""),
+              st.sampled_from(["array", "object", "Model", "x_", "PCG64", "float32", "0x1"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["array", "dict", "tuple", "text", "object", "kind", "params", "generator"]),
+        inner, max_size=2), max_leaves=4)
 
 
 def places(node, path=()):
     yield path
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        yield from places(value, (*path, key))
+    if isinstance(node, (dict, list)):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from places(value, (*path, key))
 
 
-@settings(few, max_examples=250)
+@settings(few, max_examples=400)
 @given(st.data())
 def test_any_header_gives_a_format_error_or_loads(data):
     with tempfile.TemporaryDirectory() as folder:
@@ -767,7 +779,8 @@ def test_any_header_gives_a_format_error_or_loads(data):
 
 @core
 @pytest.mark.parametrize("text", [
-    b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"", b"null", b"[]", b'"', b'"\\', b"{", b"\xff",
+    b"[" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"", b"null", b"[]", b'"', b'"\\',
+    b"{", b"\xff",
     b'{"format_version": NaN}', b"1" * 10_000, b'"' + b'\\"' * 200_000, b"]" * 9 + b"[" * 100_000,
     json.dumps(a_header()).encode()[:-1]])
 def test_headers_that_are_no_header(tmp_path, text):
@@ -802,7 +815,8 @@ def test_a_tree_that_is_too_deep(tmp_path):
 
 @core
 def test_newer_and_contradictory_files(tmp_path):
-    plant(tmp_path / "a", a_header(format_version=2, library_version="7.5", arrays="other", root=1), version=2)
+    newer = {**a_header(format_version=2, library_version="7.5"), "arrays": "something else"}
+    plant(tmp_path / "a", newer, data=None, version=2)
     for function in (persist.load, persist.describe):
         with pytest.raises(FormatError, match=r"written by npquant '7\.5' in format version 2.*upgrade"):
             function(tmp_path / "a")
@@ -822,7 +836,8 @@ def test_newer_and_contradictory_files(tmp_path):
 FOREIGN = {
     "git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
     "npy": b"\x93NUMPY\x01\0v\0", "npz": b"PK\x03\x04rest", "empty zip": b"PK\x05\x06",
-    "pickle": pickle.dumps([1]), "HDF5": b"\x89HDF\r\n\x1a\n\0", "faiss": b"IxPQ" + struct.pack("<iq", 128, 9),
+    "pickle": pickle.dumps([1]), "HDF5": b"\x89HDF\r\n\x1a\n\0",
+    "faiss": b"IxPQ" + struct.pack("<iq", 128, 9),
     "safetensors": struct.pack("<Q", 2) + b"{}", "gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd",
     "web page": b"<!DOCTYPE html>", "empty: ": b"", "text mode": b"\x89NPQ\n\x1a\n" + bytes(50),
     "begins with b'hello, w'": b"hello, world, this is long", "begins with b'\\x00": bytes(100),
@@ -842,7 +857,7 @@ def test_foreign_files_are_told_apart(tmp_path, what):
 
 
 @core
-@pytest.mark.parametrize("kind", ["Triplet", "os:system", "antigravity", "this:d", "npquant.persist:save", ""])
+@pytest.mark.parametrize("kind", ["Triplet", "os:system", "antigravity", "npquant.persist:save", ""])
 def test_nothing_outside_of_the_table_is_imported(tmp_path, monkeypatch, kind):
     def refuse_import(name):
         raise RuntimeError(f"{name} was imported")

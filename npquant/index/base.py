@@ -54,7 +54,11 @@ class Index:
         """
         codes = self.codec.encode(X, metric=self.metric)
         if ids is None:
-            names = np.arange(len(codes), dtype=np.int64) + self._next_id()
+            first = self._next_id()
+            if first + len(codes) > 2**63:
+                raise InvalidInputError(f"The largest id given so far is {first - 1}: {len(codes)} more do not fit "
+                                        "below 2**63. Give ids.")
+            names = np.arange(first, first + len(codes), dtype=np.int64) if len(codes) else np.empty(0, np.int64)
         else:
             names = self._check_ids(ids, "ids")
             _checks.length(names, len(codes), "ids")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npquant import _checks
 from npquant.errors import InvalidInputError
 from npquant.index.base import Ids, Index
 from npquant.quantizers.base import Codes, Float, Quantizer, Scorer
@@ -43,6 +44,7 @@ class FlatIndex(Index):
         super().__init__(codec, metric)
         self._codes: Codes | None = None
         self._ids: Ids = np.empty(0, np.int64)
+        self._next = 0  # one more than the largest id ever given, removed ones included
 
     def remove(self, ids: Any) -> int:
         """Remove vectors by id; return how many. No other id changes.
@@ -97,7 +99,7 @@ class FlatIndex(Index):
         return order[at]
 
     def _next_id(self) -> int:
-        return int(self._ids.max()) + 1 if len(self._ids) else 0
+        return self._next
 
     def _contains(self, ids: Ids) -> NDArray[np.bool_]:
         return np.isin(ids, self._ids)
@@ -105,6 +107,7 @@ class FlatIndex(Index):
     def _add(self, codes: Codes, ids: Ids) -> None:
         self._codes = codes if self._codes is None else np.concatenate([self._codes, codes])
         self._ids = np.concatenate([self._ids, ids])
+        self._next = max(self._next, int(ids.max(initial=-1)) + 1)
 
     def _search(self, scorer: Scorer, k: int, threads: int | None) -> tuple[Float, Ids]:
         if self._codes is None:
@@ -112,7 +115,8 @@ class FlatIndex(Index):
         return scorer.topk(self._codes, self._ids, k, threads)
 
     def _get_state(self) -> dict[str, Any]:
-        return {"codec": self.codec, "metric": self.metric, "codes": self._codes, "ids": self._ids}
+        return {"codec": self.codec, "metric": self.metric, "codes": self._codes, "ids": self._ids,
+                "next_id": self._next}
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> FlatIndex:
@@ -125,4 +129,5 @@ class FlatIndex(Index):
                 raise InvalidInputError(f"{len(ids)} ids for {len(index._codes)} codes, or repeated ids.")
         elif len(ids):
             raise InvalidInputError(f"{len(ids)} ids and no codes.")
+        index._next = _checks.integer(state["next_id"], "next_id", low=int(ids.max(initial=-1)) + 1, high=2**63)
         return index

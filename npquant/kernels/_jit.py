@@ -57,12 +57,13 @@ class Kernel:
 
     def _worth_compiling(self, args: tuple[Any, ...]) -> bool:
         mode = jit_mode()
-        if mode == "0" or not have_numba():
+        if mode == "0":
             return False
-        if mode == "1" or self.fastmath:  # its twin differs in the last bits: which one runs must not depend
-            return True                   # on what the process did before
-        self._done += self.work(*args)
-        return self._done > _WARM_WORK
+        if mode != "1" and not self.fastmath:  # a relaxed twin differs in the last bits: which one runs must
+            self._done += self.work(*args)     # not depend on what the process did before
+            if self._done <= _WARM_WORK:
+                return False
+        return have_numba()  # asked last: importing numba takes longer than a small call
 
     def compiled(self) -> Callable[..., None]:
         """Return the compiled function, compiling it (or loading it from the disk cache) at the first call."""

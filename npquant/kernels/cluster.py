@@ -21,7 +21,7 @@ def _cluster_sums_twin(x: Float, label: NDArray[np.int32], sums: NDArray[np.floa
 
 
 @kernel("f4:2 i4:1 f8:2w i8:1w", twin=_cluster_sums_twin, work=lambda x, *_: 4 * x.size)
-def cluster_sums(x, label, sums, counts):  # type: ignore[no-untyped-def]
+def cluster_sums(x, label, sums, counts):
     """Write the sums (K, d) and counts (K,) of the rows of ``x`` (n, d) by their ``label`` (n,)."""
     sums[:] = 0.0
     counts[:] = 0

@@ -31,6 +31,7 @@ def neighbors(base: Float, queries: Float, k: int, threads: int | None) -> tuple
     # Each of the roundings (centring, norms, products in any order, the final sum) moves a score by at most
     # (d + 4) u (‖q‖ + ‖b‖)²; there are four.
     unit = 4 * (d + 4) * 2.0**-24
+    tiny = 8 * (d + 4) * 2.0**-149  # … and, where products underflow, each by half of the smallest number
     distances = np.empty((len(queries), k), np.float32)
     found = np.empty((len(queries), k), np.int64)
 
@@ -39,7 +40,7 @@ def neighbors(base: Float, queries: Float, k: int, threads: int | None) -> tuple
         scores = q @ centred.T
         scores *= -2
         scores += squares
-        slack = 2 * unit * (np.sqrt(np.einsum("ij,ij->i", q, q, dtype=np.float64)) + largest) ** 2
+        slack = 2 * unit * (np.sqrt(np.einsum("ij,ij->i", q, q, dtype=np.float64)) + largest) ** 2 + tiny
         for i, row in enumerate(scores):
             if k < n:
                 kept = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1] + slack[i])

@@ -11,6 +11,8 @@ it is vectorised without touching the order of any sum.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,10 +31,10 @@ def _work(x: Float, codebooks_t: Float, *_: object) -> int:
     return x.shape[0] * codebooks_t.size
 
 
-def _twin_blocks(x: Float, codebooks_t: Float, product: bool):  # type: ignore[no-untyped-def]
+def _twin_blocks(x: Float, codebooks_t: Float, product: bool) -> Iterator[tuple[slice, int, Float]]:
     """Yield (rows, m, scores) with scores (rows, K) in the fixed order, for any float dtype."""
     M, dsub, K = codebooks_t.shape
-    step = max(1, _TWIN_ELEMENTS // K)
+    step = max(1, _TWIN_ELEMENTS // max(K, 1))
     for start in range(0, x.shape[0], step):
         rows = slice(start, min(start + step, x.shape[0]))
         for m in range(M):
@@ -67,7 +69,7 @@ def _nearest_codewords_twin(x: Float, codebooks_t: Float, index: NDArray[np.int3
 
 
 @kernel("f4:2 f4:3 f4:3w", twin=_subspace_distances_twin, work=_work)
-def subspace_distances(x, codebooks_t, out):  # type: ignore[no-untyped-def]
+def subspace_distances(x, codebooks_t, out):
     """Write the squared distances of ``x`` (n, M·dsub) to ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K)."""
     M, dsub, K = codebooks_t.shape
     for i in range(x.shape[0]):
@@ -82,7 +84,7 @@ def subspace_distances(x, codebooks_t, out):  # type: ignore[no-untyped-def]
 
 
 @kernel("f4:2 f4:3 f4:3w", twin=_subspace_products_twin, work=_work)
-def subspace_products(x, codebooks_t, out):  # type: ignore[no-untyped-def]
+def subspace_products(x, codebooks_t, out):
     """Write the inner products of ``x`` (n, M·dsub) with ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K)."""
     M, dsub, K = codebooks_t.shape
     for i in range(x.shape[0]):
@@ -96,7 +98,7 @@ def subspace_products(x, codebooks_t, out):  # type: ignore[no-untyped-def]
 
 
 @kernel("f4:2 f4:3 i4:2w f4:2w", twin=_nearest_codewords_twin, work=_work)
-def nearest_codewords(x, codebooks_t, index, distance):  # type: ignore[no-untyped-def]
+def nearest_codewords(x, codebooks_t, index, distance):
     """Write the nearest codeword of each block of ``x`` (n, M·dsub): ``index`` and squared ``distance`` (n, M)."""
     M, dsub, K = codebooks_t.shape
     scores = np.empty(K, np.float32)

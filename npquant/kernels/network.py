@@ -129,6 +129,19 @@ def batch_norm_backward(x, dy, scale, mean, rstd, dx, dscale, dshift):  # type: 
 
 # ------------------------------------------------------------------------------------------ ReLU, row norms
 
+def _relu_twin(x: Array, y: Array) -> None:
+    np.maximum(x, x.dtype.type(0), out=y)
+
+
+@kernel("f4:2 f4:2w", twin=_relu_twin, work=lambda x, *rest: x.size)
+def relu(x, y):  # type: ignore[no-untyped-def]
+    """Write max(x, 0) into ``y``; both (n, d). NaN stays NaN: a network that has diverged must show it."""
+    zero = np.float32(0)
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = zero if x[i, j] <= zero else x[i, j]
+
+
 def _relu_backward_twin(y: Array, dy: Array, dx: Array) -> None:
     dx[:] = np.where(y > 0, dy, y.dtype.type(0))
 
@@ -148,7 +161,7 @@ def _normalize_twin(x: Array, y: Array, norm: Array) -> None:
 
 
 def _inverse_norm(norm: Array) -> Array:
-    # NaN is not below TINY either: a network that has diverged must show it.
+    # NaN is not below TINY either, and stays NaN.
     zero = norm <= norm.dtype.type(TINY)
     inverse: Array = norm.dtype.type(1) / np.where(zero, norm.dtype.type(1), norm)
     inverse[zero] = 0

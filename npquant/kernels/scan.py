@@ -34,7 +34,7 @@ def _scores_twin(tables: Float, codes: Codes, out: Float) -> None:
 
 
 @kernel("f4:3 u1:2 f4:2w", twin=_scores_twin, work=_work)
-def adc_scores(tables, codes, out):  # type: ignore[no-untyped-def]
+def adc_scores(tables, codes, out):
     """Write the scores of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``out`` (nq, n)."""
     M = codes.shape[1]
     for q in range(tables.shape[0]):
@@ -62,7 +62,7 @@ def _topk_twin(tables: Float, codes: Codes, ids: Ids, distances: Float, found: I
         distances[q], found[q] = smallest(scores[0], ids, k)
 
 
-def _sift_down(scores, names, size, score, name):  # type: ignore[no-untyped-def]
+def _sift_down(scores, names, size, score, name):
     """Put (score, name) at the top of a heap of ``size`` entries and let it sink to its place."""
     at = 0
     while True:
@@ -83,7 +83,7 @@ def _sift_down(scores, names, size, score, name):  # type: ignore[no-untyped-def
 
 
 @kernel("f4:3 u1:2 i8:1 f4:2w i8:2w", twin=_topk_twin, work=_work, helpers=(_sift_down,))
-def adc_topk(tables, codes, ids, distances, found):  # type: ignore[no-untyped-def]
+def adc_topk(tables, codes, ids, distances, found):
     """Write the k best of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``distances`` and ``found`` (nq, k), k ≤ n.
 
     One binary heap a query, its worst entry on top; at the end the heap is sorted in place.

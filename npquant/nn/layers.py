@@ -135,7 +135,8 @@ class ReLU(Layer):
     def forward(self, x: Array, *, train: bool = False, rng: np.random.Generator | None = None
                 ) -> tuple[Array, Cache]:
         """Return max(x, 0); the cache is the output."""
-        y = np.maximum(x, x.dtype.type(0))
+        y = np.empty_like(x)
+        kernels.for_dtype(kernels.relu, x.dtype)(x, y)
         return y, y
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True, out: Grads | None = None
@@ -457,6 +458,16 @@ class Sequential:
     def copy(self) -> Sequential:
         """Return the same network on parameters and statistics of its own."""
         return Sequential.from_config(self.config(), self.parameters, self.running)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled or deep-copied as it is, layers would lose their views
+        return Sequential.from_config, (self.config(), self.parameters, self.running)
+
+    def _get_state(self) -> dict[str, Any]:
+        return {"config": self.config(), "parameters": self.parameters, "running": self.running}
+
+    @classmethod
+    def _from_state(cls, state: Mapping[str, Any]) -> Sequential:
+        return cls.from_config(state["config"], state["parameters"], state["running"])
 
     def decay_mask(self) -> Array:
         """Return (P,) of the parameters' dtype: 1 where weight decay is meant (the weights), else 0."""

@@ -48,6 +48,7 @@ class Codewords(NamedTuple):
     ramp: float = 1.0
 
 
+@dataclass(frozen=True)
 class OutputTransform:
     """Base of the rules; by itself it changes nothing."""
 

@@ -117,7 +117,7 @@ class Quantizer(Transformer):
     def refine(self: Self, X: Any, n_iter: int = 3) -> Self:
         """Go on training from the present codebooks on ``X`` (n, d); a codec without a way to do so refits."""
         self._check_fitted()
-        self._refine(self._vectors(X, one_row=False), _checks.integer(n_iter, "n_iter"))
+        self._refine(self._vectors(X, one_row=False, min_rows=1), _checks.integer(n_iter, "n_iter"))
         return self
 
     def scorer(self, queries: Any, metric: str = "l2") -> Scorer:
@@ -129,7 +129,7 @@ class Quantizer(Transformer):
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return minus the mean squared error of coding ``X`` (higher is better)."""
-        x = self._embed(self._vectors(X))
+        x = self._embed(self._vectors(X, min_rows=1))
         return -float(np.square(x - self._nearest(x), dtype=np.float64).sum(axis=1).mean())
 
     def nearest(self, X: Any) -> Float:
@@ -162,9 +162,9 @@ class Quantizer(Transformer):
     def _n_features_out(self) -> int:
         return self.code_size
 
-    def _vectors(self, X: Any, name: str = "X", one_row: bool = True) -> Float:
+    def _vectors(self, X: Any, name: str = "X", one_row: bool = True, min_rows: int = 0) -> Float:
         self._check_fitted()
-        return _checks.vectors(X, name, d=self.n_features_in_, owner=type(self).__name__, min_rows=0,
+        return _checks.vectors(X, name, d=self.n_features_in_, owner=type(self).__name__, min_rows=min_rows,
                                one_row=one_row)
 
     def _embedded(self, X: Any, name: str, metric: str) -> Float:

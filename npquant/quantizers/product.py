@@ -58,6 +58,8 @@ class ProductQuantizer(Quantizer):
     """
 
     _fitted_attribute = "codebooks_"
+    codebooks_: Float
+    _weights: NDArray[np.float64] | None  # of the moving average, since the last fit
 
     def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 25, init: str = "k-means++",
                  random_state: Any = None, threads: int | None = None) -> None:
@@ -106,7 +108,7 @@ class ProductQuantizer(Quantizer):
         to it, both multiplied by ``decay`` and added ``1 − decay`` of the batch's; a codeword that nobody
         came to keeps its place.
         """
-        x = self._vectors(X, one_row=False)
+        x = self._vectors(X, one_row=False, min_rows=1)
         decay = _checks.number(decay, "decay", high=1.0)
         m, K, _ = self.codebooks_.shape
         weights = np.ones((m, K)) if self._weights is None else self._weights
@@ -165,7 +167,7 @@ class ProductQuantizer(Quantizer):
     def _set_codebooks(self, codebooks: Float) -> None:
         self.codebooks_ = codebooks
         self._transposed = nearest.transpose(codebooks)
-        self._weights: NDArray[np.float64] | None = None
+        self._weights = None
 
     def _get_state(self) -> dict[str, Any]:
         return {"codebooks": self.codebooks_} if self.__sklearn_is_fitted__() else {}
