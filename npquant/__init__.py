@@ -32,14 +32,14 @@ _MODULES = ("datasets", "errors", "kmeans", "metrics", "nn", "persist", "plot", 
 __all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from npquant import datasets as datasets
-    from npquant import errors as errors
-    from npquant import kmeans as kmeans
-    from npquant import metrics as metrics
-    from npquant import nn as nn
-    from npquant import persist as persist
-    from npquant import plot as plot
-    from npquant import transforms as transforms
+    import npquant.datasets as datasets
+    import npquant.errors as errors
+    import npquant.kmeans as kmeans
+    import npquant.metrics as metrics
+    import npquant.nn as nn
+    import npquant.persist as persist
+    import npquant.plot as plot
+    import npquant.transforms as transforms
     from npquant.deep import DeepQuantizer as DeepQuantizer
     from npquant.errors import FormatError as FormatError
     from npquant.errors import InvalidInputError as InvalidInputError

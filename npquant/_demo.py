@@ -71,7 +71,7 @@ class Settings:
                     f"bits is {bits}, and codes are blocks of 8 bits that share the {self.d_out} dimensions of the "
                     f"outputs (--d-out) equally. Choose among {', '.join(map(str, fit))}, or another d_out.")
         large = len(data.X_train) > _SMALL and not self.quick
-        epochs = (3 if self.quick else 8 if large else 30) if self.epochs is None else self.epochs
+        epochs = (4 if self.quick else 6 if large else 30) if self.epochs is None else self.epochs
         return Settings(
             self.rules, self.bits, _checks.integer(epochs, "epochs"),
             (512 if large else 128) if self.batch_size is None else self.batch_size,

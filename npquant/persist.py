@@ -282,7 +282,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     names = [""] * len(entries)
     try:
         kind, params = _show_root(header["root"], names)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever it is, the file's nodes are the only input
         raise _impossible(name, f"the header's tree makes no sense: {error}") from error
     return {"kind": kind, "format_version": header["format_version"],
             "library_version": header["library_version"], "bytes": size, "params": params,

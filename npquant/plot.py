@@ -84,13 +84,14 @@ def comparison(result: Mapping[str, Any]) -> Any:
     colour = {rule: _COLOURS[i % len(_COLOURS)] for i, rule in enumerate(rules)}
     bits = sorted({row["bits"] for row in rows})
     curved = [b for b in bits if any(row["history"] for row in rows if row["bits"] == b)]
-    figure = _figure(12, 4 + 3.2 * bool(curved))
+    figure = _figure(12, 4 + 3.4 * bool(curved))
+    grid = figure.add_gridspec(1 + bool(curved), 2)
     about = result["data"]
-    figure.suptitle(f"{about['database']:,} vectors, {about['queries']:,} queries, {about['classes']} classes: how "
-                    "well short codes find vectors of the same class")
-    _bars(figure.add_subplot(2 if curved else 1, 1, 1), rows, rules, bits, colour)
+    figure.suptitle(f"{about['database']:,} vectors, {about['queries']:,} queries, {about['classes']} classes: "
+                    "how well short codes find vectors of the same class")
+    _bars(figure.add_subplot(grid[0, :]), rows, rules, bits, colour)
     for column, (b, (key, title)) in enumerate((b, curve) for b in curved[-1:] for curve in _CURVES[:2]):
-        axes = figure.add_subplot(2, 2, 3 + column)
+        axes = figure.add_subplot(grid[1, column])
         named = {row["rule"]: row["history"] for row in rows if row["bits"] == b and row["history"]}
         _curves(axes, named, key, title, colour)
         axes.set_title(f"training at {b} bits", fontsize="medium")
@@ -110,7 +111,8 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
     stem, suffix = os.path.splitext(name)
     kinds = figure.canvas.get_supported_filetypes()
     if suffix[1:].lower() not in kinds:
-        raise InvalidInputError(f"path is {name!r}, which says no known format. Known are {', '.join(sorted(kinds))}.")
+        raise InvalidInputError(f"path is {name!r}, which says no known format. Known are "
+                                f"{', '.join(sorted(kinds))}.")
     temporary = f"{stem}.{os.getpid()}.tmp{suffix}"
     try:
         figure.savefig(temporary, format=suffix[1:].lower(), dpi=150)
@@ -141,8 +143,8 @@ def _figure(width: float, height: float) -> Any:
 def _entries(history: Any) -> Sequence[Mapping[str, Any]]:
     entries = getattr(history, "history_", history)
     if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise InvalidInputError(f"history is {type(history).__name__}, wanted a trained DeepQuantizer, its history_, "
-                                "or a mapping of names to these.")
+        raise InvalidInputError(f"history is {type(history).__name__}, wanted a trained DeepQuantizer, its "
+                                "history_, or a mapping of names to these.")
     return entries
 
 
@@ -156,6 +158,8 @@ def _curves(axes: Any, named: Mapping[str, Sequence[Mapping[str, Any]]], key: st
     axes.set_xlabel("epoch")
     axes.set_ylabel(title)
     axes.set_ylim(bottom=0)
+    last = max(entry["epoch"] + 1 for entries in named.values() for entry in entries)
+    axes.set_xlim(1 - 0.02 * last, 1.02 * last)  # from the first epoch on, also where the figure begins later
     axes.xaxis.get_major_locator().set_params(integer=True)
     _plain(axes)
 

@@ -152,7 +152,7 @@ def topk(scores, ids, k):
 
 
 def scores(queries, vectors, metric="l2", blocks=1):
-    """(nq, n), lower is better: each of the equal blocks of dimensions by itself, then their sum, first to last."""
+    """(nq, n), lower is better: each of the equal blocks of dimensions by itself, then the blocks' sum."""
     result = np.empty((len(queries), len(vectors)), np.float32)
     width = queries.shape[1] // blocks
     for q, query in enumerate(queries):
@@ -218,6 +218,7 @@ def moving_average(codebook, batches, decay):
             old = decay * weights[k]
             weights[k] = old + (1 - decay) * len(mine)
             if mine and weights[k] > 0:
-                words[k] = [float(np.float32((old * words[k][j] + (1 - decay) * math.fsum(float(x[j]) for x in mine))
-                                             / weights[k])) for j in range(len(words[k]))]
+                for j in range(len(words[k])):
+                    total = old * words[k][j] + (1 - decay) * math.fsum(float(x[j]) for x in mine)
+                    words[k][j] = float(np.float32(total / weights[k]))
     return np.array(words, np.float32)

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 KINDS = ("normal", "grid", "duplicates", "zeros", "one value", "constant columns", "offset", "tiny", "large",
          "mixed scales", "negative zeros")
+# Their squares underflow or come near the largest number: for what promises bits, not for what promises quality.
+EXTREME_KINDS = (*KINDS, "underflow", "largest")
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -29,6 +31,10 @@ def make_vectors(kind, n, d, seed=0):
         x *= 1e-12
     elif kind == "large":
         x *= 1e15
+    elif kind == "underflow":
+        x *= 1e-22
+    elif kind == "largest":
+        x = rng.uniform(-1e17, 1e17, (n, d))
     elif kind == "mixed scales":
         x *= 10.0 ** rng.integers(-6, 7, d)
     elif kind == "negative zeros":

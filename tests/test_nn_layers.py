@@ -214,6 +214,9 @@ def test_backward_into_given_array_and_without_dx():
     assert same is out
     assert_array_equal(out, grads)
     assert dx.shape == x.shape
+    two = nn.Sequential.of(nn.Linear.create(6, 5, rng), nn.Linear.create(5, 4, rng))
+    y, cache = two.forward(x)
+    assert_array_equal(two.backward(y, cache, need_dx=False)[1], two.backward(y, cache)[1])
 
 
 @pytest.mark.core

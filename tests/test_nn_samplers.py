@@ -6,7 +6,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -32,6 +32,7 @@ def batch(seed, n, classes, dtype=np.float32):
 def test_all_violating_negatives(dtype, seed, n, classes, masked):
     rng, y, similar = batch(seed, n, classes, dtype)
     valid = rng.random((n, n)) < 0.7 if masked else np.ones((n, n), bool)
+    np.fill_diagonal(similar, masked)  # which is ignored
     got = nn.triplets(y, similar, mining="all", positives=n, gap=0.5, rng=rng, valid=valid if masked else None)
     apart, gap, wanted, weights = nn.distances(y), dtype(0.5), [], []
     for a in range(n):
@@ -50,10 +51,14 @@ def test_all_violating_negatives(dtype, seed, n, classes, masked):
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("grid", [False, True])
 @few
 @given(seed=seeds, n=st.integers(1, 14), classes=st.integers(1, 5))
-def test_semi_hard(seed, n, classes):
+@example(seed=0, n=14, classes=3)
+def test_semi_hard(grid, seed, n, classes):
     rng, y, similar = batch(seed, n, classes)
+    if grid:  # distances that are equal
+        y = rng.integers(4, size=(n, 1)).astype(np.float32)
     got = nn.triplets(y, similar, mining="semi-hard", positives=n, rng=rng)
     apart, wanted = nn.distances(y), []
     for a in range(n):

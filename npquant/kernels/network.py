@@ -60,7 +60,7 @@ def _batch_norm_twin(x: Array, scale: Array, shift: Array, eps: Scalar, y: Array
 
 @kernel("f4:2 f4:1 f4:1 f4 f4:2w f4:1w f4:1w f4:1w", twin=_batch_norm_twin,
         work=lambda x, *rest: 8 * x.size)
-def batch_norm(x, scale, shift, eps, y, mean, var, rstd):  # type: ignore[no-untyped-def]
+def batch_norm(x, scale, shift, eps, y, mean, var, rstd):
     """Normalise columns: y = (x − mean) · rstd · scale + shift, with the batch's own (biased) statistics.
 
     ``x``, ``y`` (n, d); the others (d,); ``y``, ``mean``, ``var``, ``rstd`` = 1 / √(var + eps) are written.
@@ -101,7 +101,7 @@ def _batch_norm_backward_twin(x: Array, dy: Array, scale: Array, mean: Array, rs
 
 @kernel("f4:2 f4:2 f4:1 f4:1 f4:1 f4:2w f4:1w f4:1w", twin=_batch_norm_backward_twin,
         work=lambda x, *rest: 10 * x.size)
-def batch_norm_backward(x, dy, scale, mean, rstd, dx, dscale, dshift):  # type: ignore[no-untyped-def]
+def batch_norm_backward(x, dy, scale, mean, rstd, dx, dscale, dshift):
     """Gradients of :func:`batch_norm` (with the batch's statistics) into ``dx``, ``dscale``, ``dshift``.
 
     With x̂ = (x − mean) · rstd: dx = scale · rstd · (dy − Σdy/n − x̂ · Σ(dy · x̂)/n).
@@ -134,7 +134,7 @@ def _relu_twin(x: Array, y: Array) -> None:
 
 
 @kernel("f4:2 f4:2w", twin=_relu_twin, work=lambda x, *rest: x.size)
-def relu(x, y):  # type: ignore[no-untyped-def]
+def relu(x, y):
     """Write max(x, 0) into ``y``; both (n, d). NaN stays NaN: a network that has diverged must show it."""
     zero = np.float32(0)
     for i in range(x.shape[0]):
@@ -147,7 +147,7 @@ def _relu_backward_twin(y: Array, dy: Array, dx: Array) -> None:
 
 
 @kernel("f4:2 f4:2 f4:2w", twin=_relu_backward_twin, work=lambda y, *rest: y.size)
-def relu_backward(y, dy, dx):  # type: ignore[no-untyped-def]
+def relu_backward(y, dy, dx):
     """Write dy where the ReLU's output ``y`` is positive, else 0, into ``dx``; all (n, d)."""
     zero = np.float32(0)
     for i in range(y.shape[0]):
@@ -169,7 +169,7 @@ def _inverse_norm(norm: Array) -> Array:
 
 
 @kernel("f4:2 f4:2w f4:1w", twin=_normalize_twin, work=lambda x, *rest: 3 * x.size)
-def normalize(x, y, norm):  # type: ignore[no-untyped-def]
+def normalize(x, y, norm):
     """Write rows of ``x`` (n, d) over their norm into ``y``, and the norms (n,); a zero row stays zero."""
     n, d = x.shape
     for i in range(n):
@@ -189,7 +189,7 @@ def _normalize_backward_twin(y: Array, norm: Array, dy: Array, dx: Array) -> Non
 
 
 @kernel("f4:2 f4:1 f4:2 f4:2w", twin=_normalize_backward_twin, work=lambda y, *rest: 4 * y.size)
-def normalize_backward(y, norm, dy, dx):  # type: ignore[no-untyped-def]
+def normalize_backward(y, norm, dy, dx):
     """Gradient of :func:`normalize`: dx = (dy − ⟨dy, y⟩ y) / norm; 0 for a zero row."""
     n, d = y.shape
     for i in range(n):
@@ -218,7 +218,7 @@ def _sgd_twin(parameters: Array, grads: Array, velocity: Array, mask: Array, lr:
 
 @kernel("f4:1w f4:1 f4:1w f4:1 f4 f4 f4 b1", twin=_sgd_twin,
         work=lambda parameters, *rest: 4 * parameters.size)
-def sgd_step(parameters, grads, velocity, mask, lr, momentum, decay, nesterov):  # type: ignore[no-untyped-def]
+def sgd_step(parameters, grads, velocity, mask, lr, momentum, decay, nesterov):
     """One step of SGD with momentum on flat arrays (P,), in place; ``mask`` may be empty where decay is 0.
 
     v ← momentum · v + g + decay · mask · p;  p ← p − lr · v  (Nesterov: g + momentum · v in the place of v).
@@ -256,7 +256,7 @@ def _adam_twin(parameters: Array, grads: Array, first: Array, second: Array, mas
 
 @kernel("f4:1w f4:1 f4:1w f4:1w f4:1 f4:1", twin=_adam_twin,
         work=lambda parameters, *rest: 12 * parameters.size)
-def adam_step(parameters, grads, first, second, mask, factors):  # type: ignore[no-untyped-def]
+def adam_step(parameters, grads, first, second, mask, factors):
     """One step of Adam with decoupled weight decay on flat arrays (P,), in place.
 
     ``factors``: β₁, 1 − β₁, β₂, 1 − β₂, lr / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ), eps, lr · decay. ``mask`` (P,) may be
@@ -295,7 +295,7 @@ def _triplet_terms_twin(distances: Array, anchor: Ids, positive: Ids, negative: 
 
 @kernel("f4:2 i8:1 i8:1 i8:1 f4:1 f4 f8:2w f8:1w", twin=_triplet_terms_twin,
         work=lambda distances, anchor, *rest: 8 * anchor.size + distances.size)
-def triplet_terms(distances, anchor, positive, negative,  # type: ignore[no-untyped-def]
+def triplet_terms(distances, anchor, positive, negative,
                   weight, gap, slopes, total):
     """Write E = Σ w · max(0, gap + D[a, p] − D[a, n]) into ``total`` (1,), ∂E/∂D into ``slopes`` (B, B)."""
     slopes[:] = 0.0
@@ -326,7 +326,7 @@ def _distance_gradient_twin(y: Array, other: Array, distances: Array, slopes: Ar
 
 @kernel("f4:2 f4:2 f4:2 f8:2 f4:2w f4:2w", twin=_distance_gradient_twin,
         work=lambda y, other, *rest: 2 * y.size * other.shape[0])
-def distance_gradient(y, other, distances, slopes, dy, dother):  # type: ignore[no-untyped-def]
+def distance_gradient(y, other, distances, slopes, dy, dother):
     """Carry slopes[a, b] = ∂E/∂D[a, b], D[a, b] = ‖y_a − other_b‖, over to y and to other; all of B rows.
 
     dy_a = Σ_b slopes[a, b] (y_a − other_b) / D[a, b], and the opposite for other_b; D = 0 adds 0. Differences
@@ -359,7 +359,7 @@ def _count_twin(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, ga
 
 @kernel("f4:2 b1:2 i8:1 i8:1 f4 i8:1w", twin=_count_twin,
         work=lambda distances, allowed, anchor, *rest: 3 * anchor.size * distances.shape[1])
-def count_violations(distances, allowed, anchor, positive, gap, counts):  # type: ignore[no-untyped-def]
+def count_violations(distances, allowed, anchor, positive, gap, counts):
     """Count, for each pair (anchor, positive), the allowed negatives with gap + D[a, p] − D[a, n] > 0."""
     for t in range(anchor.size):
         a = anchor[t]
@@ -383,7 +383,7 @@ def _list_twin(distances: Array, allowed: Bools, anchor: Ids, positive: Ids, gap
 
 @kernel("f4:2 b1:2 i8:1 i8:1 f4 i8:2w f4:1w", twin=_list_twin,
         work=lambda distances, allowed, anchor, *rest: 3 * anchor.size * distances.shape[1])
-def list_violations(distances, allowed, anchor, positive,  # type: ignore[no-untyped-def]
+def list_violations(distances, allowed, anchor, positive,
                     gap, triplets, weight):
     """Write what :func:`count_violations` counts, in order, to ``triplets`` (3, T + 1), ``weight`` (T + 1,).
 

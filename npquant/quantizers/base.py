@@ -26,9 +26,10 @@ class Scorer:
 
     def __init__(self, codec: Quantizer, queries: Float, product: bool) -> None:
         self._codec = codec
-        self._queries = queries
         self._product = product
         self.tables = codec._tables(queries, product)
+        # Without tables they are read later, and the caller may change them before.
+        self._queries = queries if self.tables is not None else queries.copy()
 
     @property
     def n_queries(self) -> int:

@@ -1,0 +1,380 @@
+"""Every codec and every index keeps every law; and each law catches somebody who breaks it."""
+
+import inspect
+import os
+from functools import cache, partial
+
+import laws
+import numpy as np
+import pytest
+import strategies
+
+from npquant import persist
+from npquant._base import clone
+from npquant.index.flat import FlatIndex
+from npquant.quantizers.product import ProductQuantizer
+
+core = pytest.mark.core
+
+# A new codec, or a new way to configure one, joins by being listed. The first is run in the core tests.
+CODECS = {
+    "PQ m=4 nbits=4": partial(ProductQuantizer, 4, 4),
+    "PQ m=1 nbits=1": partial(ProductQuantizer, 1, 1),
+    "PQ m=2 nbits=8": partial(ProductQuantizer, 2, 8, n_iter=4),
+    "PQ m=d nbits=3": partial(ProductQuantizer, 8, 3, init="random"),
+    "PQ m=1 nbits=7 untrained": partial(ProductQuantizer, 1, 7, n_iter=0),
+    "PQ by decoding": partial(laws.ByDecoding, 2, 4),
+}
+
+# A new index joins likewise: a function of a fitted codec, and the codec's name.
+INDEXES = {
+    "flat l2": (partial(FlatIndex, metric="l2"), "PQ m=4 nbits=4"),
+    "flat ip": (partial(FlatIndex, metric="ip"), "PQ m=4 nbits=4"),
+    "flat cosine": (partial(FlatIndex, metric="cosine"), "PQ m=4 nbits=4"),
+    "flat l2, few codes": (partial(FlatIndex, metric="l2"), "PQ m=1 nbits=1"),
+    "flat l2, many codes": (partial(FlatIndex, metric="l2"), "PQ m=2 nbits=8"),
+    "flat l2 by decoding": (partial(FlatIndex, metric="l2"), "PQ by decoding"),
+    "flat cosine by decoding": (partial(FlatIndex, metric="cosine"), "PQ by decoding"),
+}
+
+
+def listed(names):
+    return [pytest.param(name, marks=core) if i == 0 else name for i, name in enumerate(names)]
+
+
+@cache
+def data():
+    x = strategies.make_vectors("normal", 300, 8, seed=1)
+    x[100:150] = x[:50]  # duplicates
+    x[150:155] = 0
+    x.flags.writeable = False
+    return x
+
+
+@cache
+def fitted(name):
+    return CODECS[name](random_state=3).fit(data())
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch):
+    """Classes of the tests can be saved as well."""
+    monkeypatch.setattr(persist, "KINDS", {**persist.KINDS, "ByDecoding": "laws:ByDecoding",
+                                           **{cls.__name__: f"{__name__}:{cls.__qualname__}" for cls in SAVED}})
+
+
+def run(law, thing):
+    if "compiled" in law.__name__ and not laws.HAVE_NUMBA:
+        pytest.skip("numba is not installed")
+    law(thing, data())
+
+
+@pytest.mark.parametrize("law", laws.CODEC_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", listed(CODECS))
+def test_codec(name, law):
+    run(law, fitted(name))
+
+
+@pytest.mark.parametrize("law", laws.INDEX_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", listed(INDEXES))
+def test_index(name, law):
+    make, codec = INDEXES[name]
+    run(law, lambda: make(fitted(codec)))
+
+
+# ------------------------------------------------------------------------------------- lawbreakers
+
+
+def breaks(law, **members):
+    """A codec with some methods replaced, and the law that must say so."""
+    name = f"{law.__name__}-{'-'.join(members)}"
+    return pytest.param(law, type("Broken", (ProductQuantizer,), members), id=name)
+
+
+PQ = ProductQuantizer
+
+
+def fits_to_nothing(self, X, y=None):
+    PQ.fit(self, X)
+
+
+def keeps_what_it_was_given(self, X, y=None):
+    PQ.fit(self, X)
+    self.given = X
+    return self
+
+
+def spoils_what_it_was_given(self, X, y=None):
+    PQ.fit(self, X)
+    X[0, 0] += 1
+    return self
+
+
+def fits_the_first_column(self, X, y=None):
+    return PQ.fit(self, X if np.asarray(X).flags.c_contiguous else np.roll(X, 1, axis=0))
+
+
+def keeps_the_last(self, codes):
+    if not hasattr(self, "kept"):
+        self.kept = {}
+    key = codes.tobytes()
+    return self.kept.setdefault(key, PQ._decode(self, codes))
+
+
+def swapped(self, queries, product):
+    return PQ._tables(self, queries, product) * np.float32(1.0000001)
+
+
+CODEC_BREAKERS = [
+    breaks(laws.fit_returns_the_codec, fit=fits_to_nothing),
+    breaks(laws.codes_are_bytes, _encode=lambda self, x: PQ._encode(self, x).astype(np.int64)),
+    breaks(laws.codes_are_bytes, transform=lambda self, X: PQ.encode(self, X)[::-1]),
+    breaks(laws.decoding_gives_vectors, _decode=lambda self, codes: PQ._decode(self, codes).astype(float)),
+    breaks(laws.decoding_gives_vectors, _nearest=lambda self, x: PQ._nearest(self, x) + np.float32(1e-6)),
+    breaks(laws.encoding_finds_the_nearest, _encode=lambda self, x: PQ._encode(self, x) // 2),
+    breaks(laws.decoding_again_changes_nothing, _decode=lambda self, codes: -PQ._decode(self, codes)),
+    breaks(laws.a_score_is_a_distance_to_the_decoded, _tables=swapped),
+    breaks(laws.a_score_is_a_distance_to_the_decoded,
+           _decode=lambda self, codes: np.nextafter(PQ._decode(self, codes), np.float32(9))),
+    breaks(laws.the_batch_is_invisible, _encode=lambda self, x: PQ._encode(self, x - x.mean(axis=0))),
+    breaks(laws.the_batch_is_invisible, _encode=lambda self, x: PQ._encode(self, np.where(
+        np.arange(len(x))[:, None] < 4096, x, 0).astype(np.float32))),
+    breaks(laws.threads_are_invisible, _encode=lambda self, x: PQ._encode(self, x + (self.threads == 7))),
+    breaks(laws.threads_are_invisible, _fit=lambda self, x: PQ._fit(self, x[:200 + (self.threads or 1)])),
+    breaks(laws.the_layout_is_invisible, fit=fits_the_first_column),
+    breaks(laws.the_layout_is_invisible, encode=lambda self, X, metric="l2": PQ.encode(
+        self, X if isinstance(X, np.ndarray) else X[::-1], metric=metric)),
+    breaks(laws.arrays_are_not_shared, fit=keeps_what_it_was_given,
+           _nearest=lambda self, x: PQ._nearest(self, x) + self.given[0, 0]),
+    breaks(laws.arrays_are_not_shared, fit=spoils_what_it_was_given),
+    breaks(laws.arrays_are_not_shared, _decode=keeps_the_last),
+    breaks(laws.one_vector_is_a_batch_of_one,
+           encode=lambda self, X, metric="l2": PQ.encode(self, X)[0 if np.ndim(X) == 1 else slice(None)]),
+    breaks(laws.nothing_is_not_an_error, _decode=lambda self, codes: PQ._decode(self, codes) if len(codes) else
+           np.empty((0, 1), np.float32)),
+    breaks(laws.a_seed_fixes_every_bit, _fit=lambda self, x: PQ._fit(self.set_params(random_state=None), x)),
+    breaks(laws.a_seed_fixes_every_bit,
+           _fit=lambda self, x: PQ._fit(self, x + 0 * np.random.rand())),  # noqa: NPY002
+    breaks(laws.compiled_is_the_twin,
+           _encode=lambda self, x: PQ._encode(self, x + (os.environ.get("NPQUANT_JIT") == "1"))),
+    breaks(laws.a_file_keeps_every_bit, _get_state=lambda self: {"codebooks": self.codebooks_ + np.float32(1e-6)}),
+    breaks(laws.wrong_use_is_told, check_codes=lambda self, codes: np.asarray(codes, np.uint8)),
+    breaks(laws.wrong_use_is_told, encode=lambda self, X, metric="l2": PQ._encode(
+        self, np.ascontiguousarray(X, np.float32).reshape(-1, 8))),
+]
+
+
+@core
+@pytest.mark.parametrize(("law", "broken"), CODEC_BREAKERS)
+def test_broken_codec(law, broken, monkeypatch):
+    if law is laws.compiled_is_the_twin and not laws.HAVE_NUMBA:
+        pytest.skip("numba is not installed")
+    monkeypatch.setitem(globals(), "Broken", broken)
+    codec = broken(4, 4, n_iter=2, random_state=3)
+    codec.fit(data().copy())
+    with pytest.raises(AssertionError):
+        law(codec, data())
+
+
+class WrongOrder(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        distances, ids = super().search(queries, k, threads=threads)
+        ids[:, :2] = ids[:, 1::-1][:, :ids[:, :2].shape[1]]
+        return type(super().search(queries, k))(distances, ids)
+
+
+class ForgetsToPad(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        return super().search(queries, min(k, max(self.ntotal, 1)), threads=threads)
+
+
+class PadsWithZero(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        distances, ids = super().search(queries, k, threads=threads)
+        distances[ids == -1] = 0
+        return type(super().search(queries, k))(distances, ids)
+
+
+class LargerFirst(FlatIndex):
+    def _search(self, scorer, k, threads):
+        distances, ids = scorer.topk(self._codes, -self._ids, k, threads)
+        return distances, -ids
+
+
+class OnlyHides(FlatIndex):
+    def remove(self, ids):
+        names = np.unique(self._check_ids(ids, "ids"))
+        self._rows(names)
+        self._ids = np.where(np.isin(self._ids, names), 7, self._ids)
+        return len(names)
+
+
+class RemovesWhatItKnows(FlatIndex):
+    def remove(self, ids):
+        return super().remove(np.intersect1d(np.asarray(ids, object).astype(np.int64), self._ids))
+
+
+class HalfRemoves(FlatIndex):
+    def remove(self, ids):
+        for name in list(ids):
+            super().remove([name])
+        return len(ids)
+
+
+class AddsFirst(FlatIndex):
+    def add(self, X, ids=None):
+        names = super().add(X)
+        if ids is not None:
+            self._ids[-len(names):] = self._check_ids(ids, "ids")
+        return names
+
+
+class Renumbers(FlatIndex):
+    def _next_id(self):
+        return int(self._ids.max()) + 1 if len(self._ids) else 0
+
+
+class CodesInBatches(FlatIndex):
+    def add(self, X, ids=None):
+        return super().add(X if len(X) != 39 else X[::-1], ids)
+
+
+class SeesTheBatch(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        result = super().search(queries, k, threads=threads)
+        result.distances[:] += np.float32(len(result.ids))
+        return result
+
+
+class SeesTheThreads(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        result = super().search(queries, k, threads=threads)
+        result.distances[:] += np.float32(threads == 7)
+        return result
+
+
+class NeedsAQuery(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        result = super().search(queries, k, threads=threads)
+        return result if len(result.ids) else type(result)(result.distances[:, :0], result.ids)
+
+
+class SeesTheLayout(FlatIndex):
+    def add(self, X, ids=None):
+        return super().add(X if np.asarray(X).flags.c_contiguous else np.asarray(X)[::-1], ids)
+
+
+class KeepsIds(FlatIndex):
+    def _add(self, codes, ids):
+        super()._add(codes, ids)
+        self._ids = ids
+
+    @staticmethod
+    def _check_ids(ids, name):
+        return np.asarray(ids)
+
+
+class SharesIds(FlatIndex):
+    ids = property(lambda self: self._ids)
+
+
+class NotQuiteZero(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        return super().search(np.asarray(queries) + np.float32(1e-3), k, threads=threads)
+
+
+class NotNormalised(FlatIndex):
+    def add(self, X, ids=None):
+        self.metric, kept = "ip", self.metric
+        try:
+            return super().add(X, ids)
+        finally:
+            self.metric = kept
+
+
+class OneAtATime(FlatIndex):
+    busy = 0
+
+    def search(self, queries, k=10, *, threads=None):
+        self.k = k
+        if threads:
+            self.busy += 1
+        return super().search(queries, k - (self.busy > 4), threads=threads)
+
+
+class SeesTheCompiler(FlatIndex):
+    def _search(self, scorer, k, threads):
+        distances, ids = super()._search(scorer, k, threads)
+        return distances + np.float32(os.environ.get("NPQUANT_JIT") == "1"), ids
+
+
+class LosesItsMetric(FlatIndex):
+    def _get_state(self):
+        return {**super()._get_state(), "metric": "ip"}
+
+
+class TakesAnything(FlatIndex):
+    def search(self, queries, k=10, *, threads=None):
+        return super().search(queries, max(int(k or 1), 1), threads=threads)
+
+
+class Broken(ProductQuantizer):
+    """Stands for the codecs above while they are saved; by itself it breaks nothing."""
+
+
+SAVED = (LosesItsMetric, Renumbers, Broken)
+
+INDEX_BREAKERS = [
+    (laws.search_is_brute_force, WrongOrder), (laws.missing_results_are_padded, ForgetsToPad),
+    (laws.missing_results_are_padded, PadsWithZero), (laws.search_is_brute_force, PadsWithZero),
+    (laws.ties_go_to_the_smaller_id, LargerFirst), (laws.removed_ids_never_appear, OnlyHides),
+    (laws.removing_the_unknown_changes_nothing, RemovesWhatItKnows),
+    (laws.removing_the_unknown_changes_nothing, HalfRemoves), (laws.a_bad_addition_changes_nothing, AddsFirst),
+    (laws.ids_are_never_given_twice, Renumbers), (laws.additions_add_up, CodesInBatches),
+    (laws.queries_do_not_see_each_other, SeesTheBatch), (laws.queries_do_not_see_each_other, SeesTheThreads),
+    (laws.no_query_has_no_result, NeedsAQuery), (laws.the_form_is_invisible, SeesTheLayout),
+    (laws.nothing_is_shared, KeepsIds), (laws.nothing_is_shared, SharesIds),
+    (laws.zero_queries_score_zero, NotQuiteZero), (laws.cosine_does_not_see_lengths, NotNormalised),
+    (laws.threads_may_search_at_once, OneAtATime), (laws.a_compiled_search_is_the_twin, SeesTheCompiler),
+    (laws.a_file_keeps_the_index, LosesItsMetric), (laws.wrong_questions_are_told, TakesAnything),
+]
+
+
+@core
+@pytest.mark.parametrize(("law", "broken"), INDEX_BREAKERS, ids=lambda thing: thing.__name__)
+def test_broken_index(law, broken):
+    if law is laws.a_compiled_search_is_the_twin and not laws.HAVE_NUMBA:
+        pytest.skip("numba is not installed")
+    metric = "cosine" if broken in (NotQuiteZero, NotNormalised) else "l2"
+    with pytest.raises(AssertionError):
+        law(lambda: broken(fitted("PQ m=4 nbits=4"), metric), data())
+
+
+@pytest.mark.parametrize("law", laws.CODEC_LAWS, ids=lambda law: law.__name__)
+def test_breakers_break_by_what_was_replaced_alone(law):
+    run(law, Broken(4, 4, n_iter=2, random_state=3).fit(data().copy()))
+
+
+@core
+def test_each_law_has_its_breaker():
+    caught = {param.values[0] for param in CODEC_BREAKERS} | {law for law, _ in INDEX_BREAKERS}
+    assert caught == {*laws.CODEC_LAWS, *laws.INDEX_LAWS}
+    written = {value for value in vars(laws).values() if inspect.isfunction(value) and value.__module__ == "laws"
+               and list(inspect.signature(value).parameters) in (["codec", "X"], ["make", "X"])}
+    assert written - {laws.observed} == caught, "a law is written and not listed"
+
+
+@core
+@pytest.mark.parametrize("bad", [(np.float32(0), np.float32(-0.0)), (np.zeros(2), np.zeros(3)),
+                                 (np.zeros(2), np.zeros(2, np.float32)), (np.zeros(2), np.array([0, 1e-300])),
+                                 ((np.zeros(2), np.zeros(2)), (np.zeros(2), np.ones(2)))])
+def test_same_is_bit_for_bit(bad):
+    laws.same(bad[0], bad[0], "itself")
+    with pytest.raises(AssertionError):
+        laws.same(*bad, "others")
+
+
+@core
+def test_a_codec_is_cloned_unfitted():
+    copy = clone(fitted("PQ m=4 nbits=4"))
+    assert not hasattr(copy, "codebooks_")
