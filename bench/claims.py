@@ -76,8 +76,8 @@ def main() -> None:
     print(_harness.machine())
     data = _data.omniglot()
     names = QUICK if options.quick else tuple(RULES)
-    print(f"\nOmniglot, 968 classes: {len(data.X_train)} training, {len(data.X_base)} database, {len(data.X_test)} query "
-          f"drawings; 16 bits as 4 × 4; seeds {chosen}\n")
+    print(f"\nOmniglot, 968 classes: {len(data.X_train)} training, {len(data.X_base)} database, "
+          f"{len(data.X_test)} query drawings; 16 bits as 4 × 4; seeds {chosen}\n")
     print(f"{'rule':32s} {'MAP by codes':>16s} {'over plain':>10s} {'MAP by floats':>14s} {'distortion':>10s} "
           f"{'train':>7s}")
     table = {}

@@ -13,33 +13,20 @@ first layer), over the sgemm rate measured here in the same process. Network 2: 
 
 from __future__ import annotations
 
+import _harness  # first: it chooses the BLAS kernel
+
+import argparse
 import os
 import sys
+import time
+from dataclasses import dataclass
 
+import numpy as np
+from threadpoolctl import threadpool_info, threadpool_limits
 
-def cpu_features() -> set[str]:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return set(next(line for line in file if line.startswith("flags")).split(":")[1].split())
-    except (OSError, StopIteration):
-        return set()
+from npquant import nn
 
-
-# Before NumPy: the environment may force a slower kernel, and OpenBLAS alone may not know the machine
-# (PERFORMANCE.md, "Fair BLAS").
-if "avx512f" in cpu_features():
-    os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
 os.environ["NPQUANT_JIT"] = "1"
-
-import argparse  # noqa: E402
-import platform  # noqa: E402
-import time  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
-
-import numpy as np  # noqa: E402
-from threadpoolctl import threadpool_info, threadpool_limits  # noqa: E402
-
-from npquant import nn  # noqa: E402
 
 try:
     import torch
@@ -256,15 +243,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with threadpool_limits(options.threads):
         torch.set_num_threads(options.threads)  # the limits reach PyTorch's OpenMP too
-        levels = ", ".join(sorted(f for f in cpu_features() if f in ("avx2", "fma", "avx512f", "avx512_bf16")))
         blas = "; ".join(f"{i['internal_api']} {i.get('version')} {i.get('architecture', '')} "
                          f"{i['num_threads']} thread(s)" for i in threadpool_info())
-        print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__} "
-              f"({torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}, "
-              f"mkl {torch.backends.mkl.is_available()}); {blas}")
-        print(f"{platform.machine()} {levels}; OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE')}, "
-              f"OPENBLAS_L2_SIZE={os.environ.get('OPENBLAS_L2_SIZE')}; {os.cpu_count()} cores, load "
-              f"{os.getloadavg()[0]:.1f}")
+        print(_harness.machine("torch", threads=options.threads))
+        print(f"{blas}; torch: {torch.backends.cpu.get_cpu_capability()}, mkl {torch.backends.mkl.is_available()}")
         for problem in problems():
             measure(problem, *((7, 8) if options.quick else (40, 10)))
 

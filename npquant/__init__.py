@@ -29,17 +29,9 @@ _HOME = {
 }
 _MODULES = ("datasets", "errors", "kmeans", "metrics", "nn", "persist", "plot", "transforms")
 
-__all__ = ["__version__", *_HOME, *_MODULES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
-    import npquant.datasets as datasets
-    import npquant.errors as errors
-    import npquant.kmeans as kmeans
-    import npquant.metrics as metrics
-    import npquant.nn as nn
-    import npquant.persist as persist
-    import npquant.plot as plot
-    import npquant.transforms as transforms
     from npquant.deep import DeepQuantizer as DeepQuantizer
     from npquant.errors import FormatError as FormatError
     from npquant.errors import InvalidInputError as InvalidInputError
@@ -54,6 +46,15 @@ if TYPE_CHECKING:
     from npquant.persist import save as save
     from npquant.quantizers.product import ProductQuantizer as ProductQuantizer
     from npquant.transforms import PCA as PCA
+
+    from . import datasets as datasets
+    from . import errors as errors
+    from . import kmeans as kmeans
+    from . import metrics as metrics
+    from . import nn as nn
+    from . import persist as persist
+    from . import plot as plot
+    from . import transforms as transforms
 
 
 def __getattr__(name: str) -> Any:

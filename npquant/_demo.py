@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ MEANING = {
     "hybrid": "the momentum of ssm chooses the codeword, gradient snapping does the rest",
     BASELINE: "product quantization of the vectors as they come, the classic way; 'floats' are these vectors",
 }
+
+_LEGEND = """MAP (mean average precision): do vectors of the query's class come first? 1 = always all of them.
+'By floats' ranks by the network's outputs, 'by codes' compares the query's output with the codes alone (ADC).
+Distortion: share of the variance that coding loses. Search: the 10 best of the database, by codes."""
 
 _SMALL = 10_000  # database vectors; beyond, training is short of time rather than of data
 _TIMED_QUERIES = 1000
@@ -68,8 +72,8 @@ class Settings:
             if bits < 8 or bits % 8 or self.d_out % (bits // 8):
                 fit = [8 * m for m in range(1, self.d_out + 1) if self.d_out % m == 0]
                 raise InvalidInputError(
-                    f"bits is {bits}, and codes are blocks of 8 bits that share the {self.d_out} dimensions of the "
-                    f"outputs (--d-out) equally. Choose among {', '.join(map(str, fit))}, or another d_out.")
+                    f"bits is {bits}, and codes are blocks of 8 bits that share the d_out = {self.d_out} "
+                    f"dimensions of the outputs equally. Choose among {', '.join(map(str, fit))}, or another d_out.")
         large = len(data.X_train) > _SMALL and not self.quick
         epochs = (4 if self.quick else 6 if large else 30) if self.epochs is None else self.epochs
         return Settings(
@@ -81,18 +85,8 @@ class Settings:
             _checks.integer(self.seed, "seed", 0), _checks.threads(self.threads), self.quick)
 
 
-class Progress(NamedTuple):
-    """What is told while a comparison runs: the training's name, its number of how many, and its epochs."""
-
-    name: str
-    epoch: int
-    epochs: int
-    training: int
-    trainings: int
-
-
 def compare(data: Labelled, settings: Settings | None = None, *,
-            on_epoch: Callable[[Progress], Any] | None = None,
+            on_epoch: Callable[[str], Any] | None = None,
             on_row: Callable[[dict[str, Any]], Any] | None = None) -> dict[str, Any]:
     """Return the comparison of output rules on labelled vectors, as values that JSON holds.
 
@@ -102,7 +96,7 @@ def compare(data: Labelled, settings: Settings | None = None, *,
         The training part is also the database; the test part asks.
     settings : Settings, optional
     on_epoch, on_row : callable, optional
-        Called after each epoch with a :class:`Progress`, and with each finished row.
+        Called after each epoch with the name of what is trained, and with each finished row.
 
     Returns
     -------
@@ -125,25 +119,20 @@ def compare(data: Labelled, settings: Settings | None = None, *,
     data = _part(data, chosen)
     rows: list[dict[str, Any]] = []
     _warm_up(data, chosen)
-    trainings = [(bits, rule) for bits in chosen.bits for rule in chosen.rules]
     raw = _raw_map(data, chosen)
     for bits in chosen.bits:
-        for rule in chosen.rules:
-            number = trainings.index((bits, rule))
-
-            def epoch_done(figures: dict[str, Any], number: int = number, rule: str = rule, bits: int = bits) -> None:
-                if on_epoch is not None:
-                    on_epoch(Progress(f"{rule}, {bits} bits", figures["epoch"] + 1, chosen.epochs or 0, number,
-                                      len(trainings)))
-            rows.append(_learned(data, chosen, rule, bits, epoch_done))
+        for rule in (*chosen.rules, BASELINE):
+            if rule == BASELINE:
+                row = _baseline(data, chosen, bits, raw)
+            else:
+                row = _learned(data, chosen, rule, bits, on_epoch)
+            rows.append(row)
             if on_row is not None:
-                on_row(rows[-1])
-        rows.append(_baseline(data, chosen, bits, raw))
-        if on_row is not None:
-            on_row(rows[-1])
+                on_row(row)
     about = {"database": len(data.X_train), "queries": len(data.X_test), "dimensions": data.X_train.shape[1],
              "classes": _classes(data.y_train)}
-    return {"data": about, "settings": asdict(chosen), "rows": rows, "findings": findings(rows, about["classes"])}
+    return {"data": about, "settings": asdict(chosen), "rows": rows,
+            "findings": findings(rows, about["classes"])}
 
 
 def findings(rows: Sequence[dict[str, Any]], classes: int) -> list[str]:
@@ -154,8 +143,9 @@ def findings(rows: Sequence[dict[str, Any]], classes: int) -> list[str]:
         here = [row for row in rows if row["bits"] == bits]
         learned = [row for row in here if row["rule"] != BASELINE]
         best = max(learned, key=lambda row: row["map_codes"])
-        words = (f"At {bits} bits ({best['code_bytes']} bytes a vector instead of {best['vector_bytes']:,}) the best "
-                 f"rule is {best['rule']}, MAP {best['map_codes']:.3f} with codes")
+        words = (f"At {bits} bits ({best['code_bytes']} byte{'s' if bits > 8 else ''} a vector instead of "
+                 f"{best['vector_bytes']:,}) the best rule is {best['rule']}, MAP {best['map_codes']:.3f} by "
+                 "codes")
         plain = next((row for row in learned if row["rule"] == "plain"), None)
         if plain is not None:
             gain = best["map_codes"] - plain["map_codes"]
@@ -170,12 +160,12 @@ def findings(rows: Sequence[dict[str, Any]], classes: int) -> list[str]:
         counted = f"{classes} class{'es' if classes != 1 else ''}"
         if max(losses) <= 0.005:
             kind = "as well as, or better than," if min(losses) <= 0 else "all but as well as"
-            said.append(f"Already with plain, codes rank {kind} floats: with {counted} there is nothing for a rule to "
-                        "win back (rounding to a codeword removes noise), and none is expected to beat plain. Rules "
-                        "matter where codes are short for the number of classes.")
+            said.append(f"Already with plain, codes rank {kind} floats: with {counted} there is nothing for a "
+                        "rule to win back (rounding to a codeword removes noise), and none is expected to beat "
+                        "plain. Rules matter where codes are short for the number of classes.")
         else:
-            said.append(f"With plain and {counted}, coding costs up to {max(losses):.3f} of MAP: that is what a rule "
-                        f"can win back, and the best wins {max(gains):.3f}.")
+            said.append(f"With plain and {counted}, coding costs up to {max(losses):.3f} of MAP: that is what a "
+                        f"rule can win back, and the best wins {max(gains):.3f}.")
         said.append("Differences of a few thousandths are within what another --seed changes.")
     return said
 
@@ -186,12 +176,12 @@ def table(result: dict[str, Any]) -> str:
     network = "-".join(map(str, (about["dimensions"], *chosen["hidden"], chosen["d_out"])))
     lines = [f"{about['database']:,} database vectors (they are also trained on), {about['queries']:,} queries, "
              f"{about['dimensions']} dimensions, {about['classes']} classes",
-             f"network {network}, triplet loss, {chosen['epochs']} epochs, batches of {chosen['batch_size']}, rate "
-             f"{chosen['lr']:g}, seed {chosen['seed']}", ""]
+             f"network {network}, triplet loss, {chosen['epochs']} epochs, batches of {chosen['batch_size']}, "
+             f"rate {chosen['lr']:g}, seed {chosen['seed']}", ""]
     wide = max(16, *(len(row["rule"]) for row in rows))
     layout = f"{{:<{wide}}} {{:>4}}  {{:>6}} {{:>6}}  {{:>10}}  {{:>5}} {{:>8}}  {{:>7}}  {{:>9}}  {{:>9}}"
-    lines.append(layout.format("", "", "MAP by", "MAP by", "distortion", "bytes", "bytes as", "train", "encode",
-                               "search"))
+    lines.append(layout.format("", "", "MAP by", "MAP by", "distortion", "bytes", "bytes as", "train",
+                               "encode", "search").rstrip())
     lines.append(layout.format("rule", "bits", "floats", "codes", "by coding", "coded", "float32", "seconds",
                                "vectors/s", "ms/query"))
     before = None
@@ -204,12 +194,9 @@ def table(result: dict[str, Any]) -> str:
             f"{row['distortion']:.3f}", row["code_bytes"], row["vector_bytes"], f"{row['train_seconds']:.1f}",
             f"{row['encode_per_second']:,.0f}", f"{row['search_ms']:.3f}"))
     lines += ["", *(line for sentence in result["findings"] for line in _wrapped(sentence, 100)), ""]
-    lines += _wrapped("MAP (mean average precision): do vectors of the query's class come first? 1 = always all of "
-                      "them. 'By floats' ranks by the network's outputs, 'by codes' compares the query's output "
-                      "with the codes alone. Distortion: share of the variance that coding loses. Search: the 10 "
-                      "best of the database, by codes.", 100)
-    lines += [f"  {rule + ':':<{wide + 1}} {MEANING[rule]}" for rule in dict.fromkeys(row["rule"] for row in rows)
-              if rule in MEANING]
+    lines += _wrapped(_LEGEND, 100)
+    shown = [rule for rule in dict.fromkeys(row["rule"] for row in rows) if rule in MEANING]
+    lines += [f"  {rule + ':':<{wide + 1}} {MEANING[rule]}" for rule in shown]
     return "\n".join(lines)
 
 
@@ -236,25 +223,27 @@ def _part(data: Labelled, settings: Settings) -> Labelled:
 def _model(settings: Settings, rule: str, bits: int) -> DeepQuantizer:
     parts = tuple(rule.split("+"))
     return DeepQuantizer(settings.hidden, settings.d_out, output=parts if len(parts) > 1 else rule,
-                         quantizer=ProductQuantizer(m=bits // 8), epochs=settings.epochs or 1, lr=settings.lr or 2e-3,
-                         batch_size=settings.batch_size or 256, random_state=settings.seed, threads=settings.threads)
+                         quantizer=ProductQuantizer(m=bits // 8), epochs=settings.epochs or 1,
+                         lr=settings.lr or 2e-3, batch_size=settings.batch_size or 256,
+                         random_state=settings.seed, threads=settings.threads)
 
 
 def _warm_up(data: Labelled, settings: Settings) -> None:
     """Train for an epoch on a few rows, so that no rule's time is that of the compiler."""
     few = np.sort(np.random.default_rng(settings.seed).permutation(len(data.X_train))[:1000])
-    for rule in settings.rules[:1]:
-        model = _model(settings, rule, settings.bits[0]).set_params(epochs=1)
-        with warnings.catch_warnings():  # the real trainings say what is to be said
-            warnings.simplefilter("ignore", NpquantWarning)
-            model.fit(data.X_train[few], data.y_train[few])
-        codes = model.encode(data.X_train[few])
-        model.scorer(data.X_test[:8]).scores(codes)
+    model = _model(settings, settings.rules[-1], settings.bits[0]).set_params(epochs=1, warmup=0.0)
+    with warnings.catch_warnings():  # the real trainings say what is to be said
+        warnings.simplefilter("ignore", NpquantWarning)
+        model.fit(data.X_train[few], data.y_train[few])
+    model.scorer(data.X_test[:8]).scores(model.encode(data.X_train[few]))
 
 
-def _learned(data: Labelled, settings: Settings, rule: str, bits: int, epoch_done: Any) -> dict[str, Any]:
-    model = _model(settings, rule, bits)
-    model.set_params(callback=epoch_done)
+def _learned(data: Labelled, settings: Settings, rule: str, bits: int,
+             on_epoch: Callable[[str], Any] | None) -> dict[str, Any]:
+    def epoch_done(figures: dict[str, Any]) -> None:  # returns nothing: training goes on
+        if on_epoch is not None:
+            on_epoch(f"{rule}, {bits} bits")
+    model = _model(settings, rule, bits).set_params(callback=epoch_done)
     began = time.perf_counter()
     model.fit(data.X_train, data.y_train)
     seconds = time.perf_counter() - began
@@ -280,18 +269,19 @@ def _baseline(data: Labelled, settings: Settings, bits: int, floats: float) -> d
 
 
 def _raw_map(data: Labelled, settings: Settings) -> float:
-    return metrics.mean_average_precision(_float_distances(data.X_test, data.X_train), data.y_test, data.y_train,
-                                          threads=settings.threads)
+    return metrics.mean_average_precision(_float_distances(data.X_test, data.X_train), data.y_test,
+                                          data.y_train, threads=settings.threads)
 
 
-def _coded(codec: Quantizer, data: Labelled, points: Float, threads: int | None, seconds: float) -> dict[str, Any]:
-    """Return the figures that come of the codes of the database; ``points`` are what the codes are codes of."""
+def _coded(codec: Quantizer, data: Labelled, points: Float, threads: int | None,
+           seconds: float) -> dict[str, Any]:
+    """Return the figures that come of the database's codes; ``points`` are what they are codes of."""
     codes, encode_seconds = _timed(lambda: codec.encode(data.X_train))
     asked, ids = data.X_test[:_TIMED_QUERIES], np.arange(len(codes))
     search_seconds = _timed(lambda: codec.scorer(asked).topk(codes, ids, min(10, len(codes)), threads))[1]
+    distances = _code_distances(codec, data.X_test, codes, threads)
     return {
-        "map_codes": metrics.mean_average_precision(_code_distances(codec, data.X_test, codes, threads), data.y_test,
-                                                    data.y_train, threads=threads),
+        "map_codes": metrics.mean_average_precision(distances, data.y_test, data.y_train, threads=threads),
         "distortion": metrics.distortion(points, codec.decode(codes), relative=True),
         "code_bytes": codec.code_size, "vector_bytes": 4 * data.X_train.shape[1], "train_seconds": seconds,
         "encode_per_second": len(codes) / encode_seconds, "search_ms": 1e3 * search_seconds / len(asked)}

@@ -201,20 +201,12 @@ class Explicit(Similarity):
 
     def __init__(self, tuples: Rows, kind: str) -> None:
         self.tuples, self.kind = tuples, kind
+        self._columns = 2 if kind == "pairs" else 3  # that are row numbers
 
     def batches(self, how: Sampling, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield batches of tuples; those of one anchor stay together, so that triplets can be made of pairs."""
-        anchor = self.tuples[:, 0]
-        shuffled = rng.permutation(len(anchor))
-        rank = rng.permutation(int(anchor.max()) + 1)
-        order = shuffled[np.argsort(rank[anchor[shuffled]], kind="stable")]
-        columns = 2 if self.kind == "pairs" else 3
-        batches = [order[start:start + how.batch_size] for start in range(0, len(order), how.batch_size)]
-        for chosen in batches:
-            rows, inverse = np.unique(self.tuples[chosen, :columns], return_inverse=True)
-            tuples = self.tuples[chosen].copy()
-            tuples[:, :columns] = inverse.reshape(-1, columns)
-            yield Batch(rows, tuples)
+        for rows, members, chosen in samplers.explicit_batches(self.rows, how.batch_size, rng):
+            yield Batch(rows, np.concatenate([members, self.tuples[chosen, self._columns:]], axis=1))
 
     def target(self, loss: Any, y: Array, batch: Batch, how: Sampling, rng: np.random.Generator) -> Any:
         """Return the tuples themselves where they are of the loss's kind, else made into it."""
@@ -228,6 +220,11 @@ class Explicit(Similarity):
         if isinstance(loss, losses.Triplet):
             return Triplets(i, j, last, None)
         return Pairs(np.concatenate([i, i]), np.concatenate([j, last]), np.arange(2 * len(i)) < len(i))
+
+    @property
+    def rows(self) -> Rows:
+        """The rows that each tuple names."""
+        return self.tuples[:, :self._columns]
 
     def similar(self, batch: Batch) -> NDArray[np.bool_]:
         """Return which pairs are said to be similar."""
@@ -332,7 +329,7 @@ class Validation:
             place = np.zeros(int(self.rows.max()) + 1, np.int64)
             place[self.rows] = np.arange(len(self.rows))
             decoded = codec.nearest(outputs)
-            tuples = place[self.supervision.tuples[:, :2 if self.supervision.kind == "pairs" else 3]]
+            tuples = place[self.supervision.rows]
             distances = np.stack([np.square(outputs[tuples[:, 0]] - decoded[column]).sum(axis=1)
                                   for column in tuples[:, 1:].T], axis=1)
             return self.supervision.ordering(distances[:, 0] if distances.shape[1] == 1 else distances)
@@ -351,8 +348,7 @@ def hold_out(supervision: Similarity, n: int, fraction: float,
         held = min(max(1, round(fraction * len(order))), len(order) - 1)
         kept = Explicit(supervision.tuples[np.sort(order[held:])], supervision.kind)
         out = Explicit(supervision.tuples[np.sort(order[:held])], supervision.kind)
-        named = np.unique(out.tuples[:, :2 if out.kind == "pairs" else 3])
-        return kept, np.arange(n), Validation(out, named, np.empty(0, np.int64))
+        return kept, np.arange(n), Validation(out, np.unique(out.rows), np.empty(0, np.int64))
     order = rng.permutation(n)
     held = min(max(1, round(fraction * n)), n - 1)
     return held_rows(supervision, np.sort(order[held:]), np.sort(order[:held]), rng)

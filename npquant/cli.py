@@ -1,7 +1,7 @@
 """The command ``npquant``: train, encode, build, search and evaluate on files, without writing Python.
 
-Nothing but the standard library is imported before a command runs, so that ``--help`` answers at once. Results go to
-stdout, words about the work to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Nothing but the standard library is imported before a command runs, so that ``--help`` answers at once. Results
+go to stdout, words about the work to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     from npquant.index.base import Index
 
+_METRICS = ("l2", "ip", "cosine")
 _ROWS = 65_536  # vectors encoded at once, so that a file larger than memory goes through
 _RANKED = 1 << 24  # distances of whole rankings held at once
-_FORMATS = """vectors and labels are read from: .npy, .npz, .fvecs/.bvecs/.ivecs, .fbin/.u8bin/.i8bin/.ibin, idx (also
-.gz). FILE.npz:NAME is one array of a .npz file. A folder of MNIST-like idx files, or a .npz with X_train,
-y_train, X_test and y_test (or X and y, of which a fifth is then set aside as queries), is labelled data: its
-training part is what is trained on, encoded and searched in, its test part are the queries."""
+_FORMATS = """files:
+  Vectors and labels are read from .npy, .npz, .fvecs/.bvecs/.ivecs, .fbin/.u8bin/.i8bin/.ibin and idx
+  (also .gz). FILE.npz:NAME is one array of a .npz file. Labelled data is a folder of idx files like
+  MNIST's, or a .npz with X_train, y_train, X_test, y_test (or X and y: a fifth is then set aside as
+  queries); its training part is what is trained on, encoded and searched in, its test part the queries."""
 
 
 class Outcome(NamedTuple):
@@ -45,7 +47,7 @@ class UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (by default the process's own) and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal without Unicode shows escapes, and does not stop the work
+        if hasattr(stream, "reconfigure"):  # a terminal without Unicode shows escapes
             stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     try:
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # Products as small as the digits' are done sooner by one thread, above all where others use the processors.
+    # Products as small as the digits' are done sooner by one thread, above all on a busy machine.
     small = args.command == "demo" and args.data is None
     with _threads(args.threads, 1 if small else args.threads), _warnings():
         outcome: Outcome = args.run(args)
@@ -95,7 +97,7 @@ def _note(message: str) -> None:
 
 
 def _flushed(code: int) -> int:
-    """Return ``code`` after what was printed has left; whoever closed the pipe (``| head``) has seen enough."""
+    """Return ``code`` after what was printed has left; who closed the pipe (``| head``) has seen enough."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -224,7 +226,8 @@ def _array(path: str) -> NDArray[Any]:
     # What is not compressed is mapped: only what is used of it is read.
     array = datasets.read(path, mmap=not path.lower().endswith((".npz", ".gz")))
     if isinstance(array, dict):
-        raise FormatError(f"{path} holds several arrays ({', '.join(array)}): name one, as {path}:{next(iter(array))}.")
+        raise FormatError(f"{path} holds several arrays ({', '.join(array)}): name one, as "
+                          f"{path}:{next(iter(array))}.")
     return array
 
 
@@ -284,8 +287,8 @@ def _demo(args: argparse.Namespace) -> Outcome:
     if args.json not in (None, "-"):
         _output(args.json)
     data = datasets.load_digits() if args.data is None else datasets.load_labelled(args.data)
-    settings = demo.Settings(tuple(args.rules), tuple(args.bits), args.epochs, args.batch_size, args.lr,
-                             tuple(args.hidden), args.d_out, args.queries, args.seed, args.threads, args.quick)
+    settings = demo.Settings(args.rules, args.bits, args.epochs, args.batch_size, args.lr, args.hidden,
+                             args.d_out, args.queries, args.seed, args.threads, args.quick)
     try:
         settings = settings.checked(data)
     except InvalidInputError as error:
@@ -293,7 +296,7 @@ def _demo(args: argparse.Namespace) -> Outcome:
     meter = _Meter(len(settings.bits) * len(settings.rules) * (settings.epochs or 1), "epoch")
     try:
         result = demo.compare(
-            data, settings, on_epoch=lambda progress: meter.step(progress.name),
+            data, settings, on_epoch=meter.step,
             on_row=lambda row: meter.line(f"{row['rule']}, {row['bits']} bits: MAP {row['map_codes']:.3f}, "
                                           f"{row['train_seconds']:.1f} s"))
     finally:
@@ -307,7 +310,8 @@ def _demo(args: argparse.Namespace) -> Outcome:
     return Outcome(result, f"{title}\n{demo.table(result)}")
 
 
-_DEEP = ("loss", "output", "hidden", "d_out", "epochs", "lr", "batch_size", "whiten", "validation", "patience")
+_DEEP = ("loss", "output", "hidden", "d_out", "epochs", "lr", "batch_size", "whiten", "validation",
+         "patience")
 _OPTIONS = {"deep": (*_DEEP, "m", "nbits", "labels"), "pq": ("m", "nbits", "iterations"),
             "kmeans": ("clusters", "iterations")}
 
@@ -336,13 +340,13 @@ def _train(args: argparse.Namespace) -> Outcome:
     else:
         model.fit(x)
     persist.save(model, target)
-    report = {"file": target, "kind": type(model).__name__, "vectors": len(x), "dimensions": int(x.shape[1]),
-              "seconds": round(time.perf_counter() - began, 3), "finished": code == 0}
-    text = f"{target}: {report['kind']} of {len(x):,} vectors of dimension {x.shape[1]}, {report['seconds']:.1f} s"
+    kind, seconds = type(model).__name__, time.perf_counter() - began
+    report = {"file": target, "kind": kind, "vectors": len(x), "dimensions": int(x.shape[1]),
+              "seconds": round(seconds, 3), "finished": code == 0}
+    text = f"{target}: {kind} of {len(x):,} vectors of dimension {x.shape[1]}, {seconds:.1f} s"
     if method != "kmeans":
         report["code_size"] = model.code_size
-        text += f"\n  a vector becomes {model.code_size} byte{'s' if model.code_size > 1 else ''} (as float32: " \
-                f"{4 * x.shape[1]:,})"
+        text += f"\n  a vector becomes {_many(model.code_size, 'byte')} (as float32: {4 * x.shape[1]:,})"
     if method == "deep":
         report["history"] = model.history_
         report["supervision"] = "nearest neighbours" if y is None else "labels"
@@ -356,8 +360,9 @@ def _train(args: argparse.Namespace) -> Outcome:
             if scores:
                 text += f"; best validation MAP {max(scores):.4f}"
     if code:
-        _note(f"interrupted after {len(model.history_)} of {model.epochs} epochs: {target} can be used as it is, and "
-              f"'npquant train {args.data} --resume {target}' goes on")
+        _note(f"interrupted after {len(model.history_)} of {model.epochs} epochs: {target} can be used as it is, "
+              f"and 'npquant train {args.data} --resume {target}' goes on"
+              + (f" (with --labels {args.labels})" if args.labels else ""))
     return Outcome(report, text, code)
 
 
@@ -380,8 +385,8 @@ def _resumed(path: str) -> Any:
     from npquant.errors import InvalidInputError
     model = _load(path, "Quantizer")
     if type(model).__name__ != "DeepQuantizer" or model.training_ is None:
-        raise InvalidInputError(f"{path} holds no interrupted training: it was finished, or is not of --method deep. "
-                                "Train anew without --resume.")
+        raise InvalidInputError(f"{path} holds no interrupted training: it was finished, or is not of --method "
+                                "deep. Train anew without --resume.")
     return model
 
 
@@ -415,8 +420,7 @@ def _encode(args: argparse.Namespace) -> Outcome:
     datasets.write(args.out, codes)
     size = codes.nbytes // max(1, len(codes))
     return Outcome({"file": args.out, "vectors": len(codes), "code_size": size, "dtype": str(codes.dtype)},
-                   f"{args.out}: {len(codes):,} codes of {size} byte{'s' if size > 1 else ''}, {codes.dtype} "
-                   f"{codes.shape}")
+                   f"{args.out}: {len(codes):,} codes of {_many(size, 'byte')}, {codes.dtype} {codes.shape}")
 
 
 def _decode(args: argparse.Namespace) -> Outcome:
@@ -430,9 +434,9 @@ def _decode(args: argparse.Namespace) -> Outcome:
         vectors = model.decode(codes)
     else:
         K = len(model.cluster_centers_)
-        if codes.ndim != 1 or codes.dtype.kind not in "iu" or (codes.size and not 0 <= codes.min() <= codes.max() < K):
-            raise InvalidInputError(f"{args.codes} holds {codes.dtype} {codes.shape}, wanted numbers (n,) of the {K} "
-                                    f"centres, 0 to {K - 1}, as 'npquant encode' writes them.")
+        if codes.ndim != 1 or codes.dtype.kind not in "iu" or not np.isin(codes, np.arange(K)).all():
+            raise InvalidInputError(f"{args.codes} holds {codes.dtype} {codes.shape}, wanted numbers (n,) of the "
+                                    f"{K} centres, 0 to {K - 1}, as 'npquant encode' writes them.")
         vectors = model.cluster_centers_[codes]
     datasets.write(args.out, vectors)
     return Outcome({"file": args.out, "vectors": len(vectors), "dimensions": int(vectors.shape[1])},
@@ -446,10 +450,10 @@ def _build(args: argparse.Namespace) -> Outcome:
     index = _index(model, _data(args.data)[0], args.metric, _array(args.ids) if args.ids else None)
     persist.save(index, args.out)
     size = os.path.getsize(args.out)
-    return Outcome({"file": args.out, "vectors": index.ntotal, "code_size": model.code_size, "metric": args.metric,
-                    "bytes": size},
-                   f"{args.out}: {index.ntotal:,} vectors, {model.code_size} bytes each, metric {args.metric}; "
-                   f"{_bytes(size)} with the model and the ids")
+    return Outcome({"file": args.out, "vectors": index.ntotal, "code_size": model.code_size,
+                    "metric": args.metric, "bytes": size},
+                   f"{args.out}: {index.ntotal:,} vectors of {_many(model.code_size, 'byte')}, metric "
+                   f"{args.metric}; {_bytes(size)} with the model and the ids")
 
 
 def _search(args: argparse.Namespace) -> Outcome:
@@ -462,11 +466,13 @@ def _search(args: argparse.Namespace) -> Outcome:
     distances, ids = index.search(queries, args.k)
     seconds = time.perf_counter() - began
     report = {"queries": len(ids), "k": args.k, "metric": index.metric, "seconds": round(seconds, 4)}
-    text = f"{len(ids):,} queries in {index.ntotal:,} vectors: {1e3 * seconds / max(1, len(ids)):.3f} ms a query"
+    text = (f"{len(ids):,} queries in {index.ntotal:,} vectors: "
+            f"{1e3 * seconds / max(1, len(ids)):.3f} ms a query")
     if args.out:
-        datasets.write(args.out, {"ids": ids, "distances": distances} if args.out.lower().endswith(".npz") else ids)
+        both = args.out.lower().endswith(".npz")
+        datasets.write(args.out, {"ids": ids, "distances": distances} if both else ids)
         return Outcome({"file": args.out, **report}, f"{args.out}: {text}")
-    what = "squared distance" if index.metric == "l2" else "inner product" if index.metric == "ip" else "cosine"
+    what = {"l2": "squared distance", "ip": "inner product"}.get(index.metric, "cosine")
     wide = max((len(str(value)) for value in ids[:args.rows].ravel()), default=1)
     lines = [text, f"each result is: id ({what}), the nearest first"]
     for query in range(min(args.rows, len(ids))):
@@ -482,8 +488,10 @@ def _eval(args: argparse.Namespace) -> Outcome:
     from npquant.errors import InvalidInputError
     found = _load(args.model, "Index", "Quantizer")
     queries, asked_labels = _data(args.queries, "test")
-    base, base_labels = _data(args.database or args.queries) if args.database or asked_labels is not None else (
-        None, None)
+    base: Any = None
+    base_labels: Any = None
+    if args.database or asked_labels is not None:
+        base, base_labels = _data(args.database or args.queries)
     if hasattr(found, "search"):
         index = found
     elif base is None:
@@ -493,8 +501,8 @@ def _eval(args: argparse.Namespace) -> Outcome:
     if args.metric not in (None, index.metric):
         raise UsageError(f"the index was built with --metric {index.metric}")
     report: dict[str, Any] = {"vectors": index.ntotal, "queries": len(queries), "metric": index.metric}
-    lines = [f"{len(queries):,} queries in {index.ntotal:,} vectors of {index.codec.code_size} bytes, metric "
-             f"{index.metric}"]
+    lines = [f"{len(queries):,} queries in {index.ntotal:,} vectors of {_many(index.codec.code_size, 'byte')}, "
+             f"metric {index.metric}"]
     asked_labels = _array(args.labels) if args.labels else asked_labels
     base_labels = _array(args.database_labels) if args.database_labels else base_labels
     if args.truth is None and (args.labels or (asked_labels is not None and args.database is None)):
@@ -502,8 +510,8 @@ def _eval(args: argparse.Namespace) -> Outcome:
             raise UsageError("MAP needs the labels of the queries (--labels) and of the vectors searched in "
                              "(--database-labels)")
         report["map"] = _map(index, queries, asked_labels, base_labels)
-        lines.append(f"  MAP          {report['map']:.4f}   mean average precision by labels: 1 = all vectors of the "
-                     "query's class come first")
+        lines.append(f"  MAP          {report['map']:.4f}   mean average precision by labels: 1 = all vectors of "
+                     "the query's class come first")
         return Outcome(report, "\n".join(lines))
     if args.truth is not None:
         truth = _array(args.truth)
@@ -512,7 +520,7 @@ def _eval(args: argparse.Namespace) -> Outcome:
         lines[0] += "; the true neighbours were computed"
     else:
         raise UsageError("say what is right: --truth FILE (ids of true neighbours), or --labels and "
-                         "--database-labels" + ("" if base is None else f"; --database does for l2, not {index.metric}"))
+                         "--database-labels; for metric l2 --database FILE will do")
     if truth.ndim != 2:
         raise InvalidInputError(f"{args.truth} has shape {truth.shape}, wanted (queries, k): ids of the true "
                                 "neighbours, nearest first.")
@@ -525,8 +533,8 @@ def _eval(args: argparse.Namespace) -> Outcome:
     for k in (10, 100):
         if min(ids.shape[1], truth.shape[1]) >= k:
             report[f"knn_recall_{k}"] = value = metrics.knn_recall(ids, truth, k)
-            lines.append(f"  knn_recall {k:<3} {value:.4f}   share of the {k} nearest neighbours that is among the "
-                         f"first {k} results")
+            lines.append(f"  knn_recall {k:<3} {value:.4f}   share of the {k} nearest neighbours that is among "
+                         f"the first {k} results")
     return Outcome(report, "\n".join(lines))
 
 
@@ -539,8 +547,8 @@ def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any) -> float:
     _checks.length(asked, len(queries), "the queries' labels", "queries")
     ids = np.sort(index.ids)
     if not len(ids) or ids[-1] >= len(labels):
-        raise InvalidInputError(f"the database's labels have {len(labels)} rows, and the index holds "
-                                + (f"id {ids[-1]}: label number r belongs to id r." if len(ids) else "nothing."))
+        held = f"id {ids[-1]}: label number r belongs to id r" if len(ids) else "nothing"
+        raise InvalidInputError(f"the database's labels have {len(labels)} rows, and the index holds {held}.")
     sign = np.float32(1 if index.metric == "l2" else -1)
 
     def distances(start: int, stop: int) -> NDArray[np.float32]:
@@ -560,26 +568,19 @@ def _info(args: argparse.Namespace) -> Outcome:
     path = args.file
     if os.path.isdir(path):
         from npquant import datasets
-        data = datasets.load_labelled(path)
-        report: dict[str, Any] = {"kind": "labelled vectors", **{
-            name: {"dtype": str(array.dtype), "shape": array.shape} for name, array in data._asdict().items()}}
-        return Outcome(report, f"{path}: labelled vectors\n" + "\n".join(
-            f"  {name:<8} {array.dtype} {array.shape}" for name, array in data._asdict().items()))
-    if not path.lower().endswith(".npq"):
-        from npquant import datasets
-        from npquant.errors import FormatError
-        with contextlib.suppress(FormatError):  # not data by its name: then it may be ours
-            found = datasets.read(path, mmap=not path.lower().endswith((".npz", ".gz")))
-            named = found if isinstance(found, dict) else {"": found}
-            return Outcome({"kind": "data", "arrays": [{"name": name, "dtype": str(array.dtype), "shape": array.shape}
-                                                       for name, array in named.items()]},
-                           f"{path}: data, {_bytes(os.path.getsize(path))}\n" + "\n".join(
-                               f"  {name + ' ' if name else ''}{array.dtype} {array.shape}"
-                               for name, array in named.items()))
+        return _about_data(path, "labelled data", datasets.load_labelled(path)._asdict())
     from npquant import persist
-    report = persist.describe(path)
-    lines = [f"{path}: {report['kind']}, {_bytes(report['bytes'])}, written by npquant {report['library_version']} "
-             f"(format {report['format_version']})"]
+    from npquant.errors import FormatError
+    try:
+        report = persist.describe(path)
+    except FormatError:
+        if path.lower().endswith(".npq"):
+            raise
+        from npquant import datasets
+        found = datasets.read(path, mmap=not path.lower().endswith((".npz", ".gz")))
+        return _about_data(path, _bytes(os.path.getsize(path)), found if isinstance(found, dict) else {"": found})
+    lines = [f"{path}: {report['kind']}, {_bytes(report['bytes'])}, written by npquant "
+             f"{report['library_version']} (format {report['format_version']})"]
     shown = list(_parameters(report["params"], "  "))
     lines += ["parameters", *shown] if shown else []
     training = [array for array in report["arrays"] if ".training_" in f".{array['name']}"]
@@ -589,9 +590,15 @@ def _info(args: argparse.Namespace) -> Outcome:
         lines += ["arrays", *(f"  {array['name']:<{wide}}  {array['dtype']:<8} {_bytes(array['bytes']):>9}  "
                               f"{' x '.join(map(str, array['shape'])) or 'a number'}" for array in others)]
     if training:
-        lines.append(f"An interrupted training is inside ({_bytes(sum(array['bytes'] for array in training))}): "
-                     f"'npquant train DATA --resume {path}' goes on.")
+        size = _bytes(sum(array["bytes"] for array in training))
+        lines.append(f"An interrupted training is inside ({size}): 'npquant train DATA --resume {path}' goes on.")
     return Outcome(report, "\n".join(lines))
+
+
+def _about_data(path: str, words: str, named: dict[str, Any]) -> Outcome:
+    arrays = [{"name": name, "dtype": str(array.dtype), "shape": array.shape} for name, array in named.items()]
+    lines = [f"  {array['name']:<8} {array['dtype']:<8} {' x '.join(map(str, array['shape']))}" for array in arrays]
+    return Outcome({"kind": "data", "arrays": arrays}, "\n".join([f"{path}: {words}", *lines]))
 
 
 def _parameters(params: Any, indent: str) -> Iterator[str]:
@@ -599,7 +606,7 @@ def _parameters(params: Any, indent: str) -> Iterator[str]:
         if isinstance(value, dict):
             kind = value.get("kind", "")
             yield f"{indent}{name}: {kind}".rstrip()
-            yield from _parameters({key: inner for key, inner in value.items() if key != "kind"}, indent + "  ")
+            yield from _parameters({key: value[key] for key in value if key != "kind"}, indent + "  ")
         elif value is not None:
             yield f"{indent}{name} = {value!r}"
 
@@ -619,7 +626,8 @@ def _about() -> Outcome:
               "blas": config.get("Build Dependencies", {}).get("blas", {}).get("name")}
     jit = {"0": "off (NPQUANT_JIT=0): NumPy alone", "1": "compile at the first call (NPQUANT_JIT=1)",
            "auto": "auto: compile when it pays (NPQUANT_JIT=0 or 1 to choose)"}
-    lines = {"npquant": __version__, "python": report["python"], "numpy": f"{np.__version__}, BLAS {report['blas']}",
+    lines = {"npquant": __version__, "python": report["python"],
+             "numpy": f"{np.__version__}, BLAS {report['blas']}",
              "numba": report["numba"] or "not there: NumPy twins run (slower, the same results)",
              "compiler": jit[_jit.jit_mode()],
              "kernel cache": report["cache"] or "none is writable: kernels are compiled anew in each process",
@@ -636,7 +644,8 @@ def _warmup(args: argparse.Namespace) -> Outcome:
     from npquant.kernels import _jit
     if not _jit.have_numba() or _jit.jit_mode() == "0":
         why = "NPQUANT_JIT=0 is set" if _jit.have_numba() else "numba is not there"
-        return Outcome({"kernels": [], "seconds": 0.0, "cache": None}, f"{why}: NumPy runs, nothing to compile")
+        return Outcome({"kernels": [], "seconds": 0.0, "cache": None},
+                       f"{why}: NumPy runs, nothing to compile")
     found = {f"{module.name}.{name}": value for module in pkgutil.iter_modules(kernels.__path__)
              for name, value in vars(import_module(f"npquant.kernels.{module.name}")).items()
              if isinstance(value, _jit.Kernel) and value.source.__module__.endswith(f".{module.name}")}
@@ -649,8 +658,13 @@ def _warmup(args: argparse.Namespace) -> Outcome:
         meter.close()
     seconds, folder = time.perf_counter() - began, _jit.cache_folder()
     kept = f"kept in {folder}" if folder else "and kept nowhere: no writable folder (set NUMBA_CACHE_DIR)"
-    return Outcome({"kernels": list(found), "seconds": round(seconds, 3), "cache": str(folder) if folder else None},
+    cache = str(folder) if folder else None
+    return Outcome({"kernels": list(found), "seconds": round(seconds, 3), "cache": cache},
                    f"{len(found)} kernels ready in {seconds:.1f} s, {kept}")
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _bytes(count: float) -> str:
@@ -703,135 +717,131 @@ def _nothing(text: str) -> NoReturn:
 def _code_lengths(text: str) -> tuple[int, ...]:
     found = tuple(dict.fromkeys(_wholes(text)))
     if any(bits % 8 for bits in found):
-        raise argparse.ArgumentTypeError(f"{text!r}, wanted multiples of 8 bits, such as 16,32: a block is a byte")
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted multiples of 8, such as 16,32: a block is a byte")
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     common = _Parser(add_help=False)
-    group = common.add_argument_group("common options")
-    group.add_argument("--seed", type=_whole(0), default=0, metavar="N",
-                       help="all randomness comes from it: the same seed, the same result (default 0)")
-    group.add_argument("--threads", type=_whole(1), metavar="N", help="default: all processors there are")
-    group.add_argument("--debug", action="store_true", help="show where an error comes from")
+    add = common.add_argument_group("common options").add_argument
+    add("--seed", type=_whole(0), default=0, metavar="N",
+        help="all randomness comes from it: the same seed, the same result (default 0)")
+    add("--threads", type=_whole(1), metavar="N", help="default: all processors there are")
+    add("--debug", action="store_true", help="show where an error comes from")
     asked = _Parser(add_help=False, parents=[common])
     asked.add_argument("--json", action="store_true", help="print the result for machines")
-    parser = _Parser(prog="npquant", formatter_class=argparse.RawDescriptionHelpFormatter,
-                     description="Vectors made small, searchable and learnable to be small: on a CPU, with NumPy and "
-                                 "Numba alone.",
-                     epilog="first steps:\n"
-                            "  npquant demo                                what learned codes can do, in half a minute\n"
-                            "  npquant train base.fvecs --method pq -o pq.npq\n"
-                            "  npquant build pq.npq base.fvecs -o base.npq\n"
-                            "  npquant search base.npq queries.fvecs -k 5\n"
-                            "  npquant COMMAND -h                          an example of each command\n\n" + _FORMATS)
+    parser = _Parser(
+        prog="npquant", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Vectors made small, searchable and learnable to be small: on a CPU, with NumPy and Numba.",
+        epilog="first steps:\n"
+               "  npquant demo                      what learned codes can do, in half a minute\n"
+               "  npquant train base.fvecs --method pq -o pq.npq\n"
+               "  npquant build pq.npq base.fvecs -o base.npq\n"
+               "  npquant search base.npq queries.fvecs -k 5\n"
+               "  npquant COMMAND -h                an example of each command\n\n" + _FORMATS)
     parser.add_argument("--version", action="version", version=f"npquant {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
 
     def command(name: str, run: Callable[[argparse.Namespace], Outcome], words: str, example: str,
-                parent: argparse.ArgumentParser = asked) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
+                parent: _Parser = asked) -> Callable[..., Any]:
+        made = commands.add_parser(
             name, parents=[parent], help=words[0].lower() + words[1:].partition(".")[0], description=words,
             formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"example:\n{example}\n\n{_FORMATS}")
         made.set_defaults(run=run)
-        return made
+        return made.add_argument
 
-    _add_demo(command("demo", _demo, "Compare ways of learning short codes, in one table. A network maps labelled "
-                      "vectors to 32 numbers,\nwhich are coded in a few bytes; the rules differ in how training "
-                      "takes the coding into account.",
-                      "  npquant demo\n  npquant demo --data mnist --bits 16,32 --plot mnist.png", common))
+    _add_demo(command(
+        "demo", _demo, "Compare ways of learning short codes, in one table. A network maps labelled vectors to\n"
+        "32 numbers, which are coded in a few bytes; the rules differ in how training takes the\n"
+        "coding into account.",
+        "  npquant demo\n  npquant demo --data mnist --bits 16,32 --plot mnist.png", common))
     _add_train(command("train", _train, "Learn a model that makes vectors small, and write it to a file.",
                        "  npquant train base.fvecs --method pq --m 16 -o pq.npq\n"
                        "  npquant train x.npy --labels y.npy --output straight_through,ssm -o deep.npq"))
-    made = command("encode", _encode, "Write the codes of vectors.", "  npquant encode pq.npq base.fvecs -o codes.npy")
-    made.add_argument("model", metavar="MODEL", help="what npquant train wrote")
-    made.add_argument("data", metavar="DATA", help="vectors")
-    _out(made, "the codes, such as codes.npy (uint8; of a KMeans the number of the nearest centre)")
-    made = command("decode", _decode, "Write the vectors that codes stand for.",
-                   "  npquant decode pq.npq codes.npy -o approximate.npy")
-    made.add_argument("model", metavar="MODEL", help="what npquant train wrote")
-    made.add_argument("codes", metavar="CODES", help="what npquant encode wrote")
-    _out(made, "the vectors, such as out.npy or out.fvecs (float32)")
-    made = command("build", _build, "Make an index: the codes of vectors, ready to be searched.",
-                   "  npquant build pq.npq base.fvecs -o base.npq")
-    made.add_argument("model", metavar="MODEL", help="what npquant train wrote")
-    made.add_argument("data", metavar="DATA", help="the vectors to search in")
-    _out(made, "the index, such as index.npq")
-    made.add_argument("--metric", choices=("l2", "ip", "cosine"), default="l2",
-                      help="nearest by squared distance, inner product or cosine (default l2)")
-    made.add_argument("--ids", metavar="FILE", help="a whole number a vector; default 0, 1, 2, ...")
-    made = command("search", _search, "Find the nearest vectors of each query.",
-                   "  npquant search base.npq queries.fvecs -k 10 -o result.npz")
-    made.add_argument("index", metavar="INDEX", help="what npquant build wrote")
-    made.add_argument("queries", metavar="QUERIES", help="vectors")
-    made.add_argument("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
-    made.add_argument("-o", "--out", metavar="FILE",
-                      help=".npz: ids and distances; .npy, .ivecs, .ibin: ids; default: the first are printed")
-    made.add_argument("--rows", type=_whole(1), default=5, metavar="N", help="queries printed (default 5)")
-    _add_eval(command("eval", _eval, "Measure how good the results of an index or a model are.",
-                      "  npquant eval base.npq --queries queries.fvecs --truth groundtruth.ivecs\n"
-                      "  npquant eval deep.npq --queries mnist"))
-    made = command("info", _info, "Say what is in a file; without one, what npquant finds on this machine.",
-                   "  npquant info\n  npquant info base.npq")
-    made.add_argument("file", nargs="?", metavar="FILE", help="a model, an index or data")
+    add = command("encode", _encode, "Write the codes of vectors.",
+                  "  npquant encode pq.npq base.fvecs -o codes.npy")
+    add("model", metavar="MODEL", help="what npquant train wrote")
+    add("data", metavar="DATA", help="vectors")
+    add("-o", "--out", required=True, metavar="FILE",
+        help="the codes, such as codes.npy (uint8; of a KMeans the number of the nearest centre)")
+    add = command("decode", _decode, "Write the vectors that codes stand for.",
+                  "  npquant decode pq.npq codes.npy -o approximate.npy")
+    add("model", metavar="MODEL", help="what npquant train wrote")
+    add("codes", metavar="CODES", help="what npquant encode wrote")
+    add("-o", "--out", required=True, metavar="FILE", help="the vectors, such as out.npy or out.fvecs (float32)")
+    add = command("build", _build, "Make an index: the codes of vectors, ready to be searched.",
+                  "  npquant build pq.npq base.fvecs -o base.npq")
+    add("model", metavar="MODEL", help="what npquant train wrote")
+    add("data", metavar="DATA", help="the vectors to search in")
+    add("-o", "--out", required=True, metavar="FILE", help="the index, such as index.npq")
+    add("--metric", choices=_METRICS, default="l2",
+        help="nearest by squared distance, inner product or cosine (default l2)")
+    add("--ids", metavar="FILE", help="a whole number a vector; default 0, 1, 2, ...")
+    add = command("search", _search, "Find the nearest vectors of each query.",
+                  "  npquant search base.npq queries.fvecs -k 10 -o result.npz")
+    add("index", metavar="INDEX", help="what npquant build wrote")
+    add("queries", metavar="QUERIES", help="vectors")
+    add("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
+    add("-o", "--out", metavar="FILE",
+        help=".npz: ids and distances; .npy, .ivecs, .ibin: ids; default: the first are printed")
+    add("--rows", type=_whole(1), default=5, metavar="N", help="queries printed (default 5)")
+    add = command("eval", _eval, "Measure how good the results of an index or a model are.",
+                  "  npquant eval base.npq --queries queries.fvecs --truth groundtruth.ivecs\n"
+                  "  npquant eval deep.npq --queries mnist")
+    add("model", metavar="INDEX|MODEL", help="what npquant build or train wrote")
+    add("--queries", required=True, metavar="FILE", help="vectors, or labelled data (which MAP is measured on)")
+    add("--truth", metavar="FILE", help="ids of the true neighbours (queries, k), nearest first")
+    add("--labels", metavar="FILE", help="a label a query: measures MAP")
+    add("--database-labels", metavar="FILE", help="a label a vector searched in (row r is id r)")
+    add("--database", metavar="FILE",
+        help="the vectors searched in: needed for a model, and to compute the true neighbours")
+    add("--metric", choices=_METRICS, help="of a model (default l2)")
+    add = command("info", _info, "Say what is in a file; without one, what npquant finds on this machine.",
+                  "  npquant info\n  npquant info base.npq")
+    add("file", nargs="?", metavar="FILE", help="a model, an index or data")
     command("warmup", _warmup, "Compile everything now, so that no later start waits for the compiler.",
             "  npquant warmup        (in a container's build, on the same kind of processor)")
     return parser
 
 
-def _out(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("-o", "--out", required=True, metavar="FILE", help=words)
+def _add_demo(add: Callable[..., Any]) -> None:
+    add("--data", metavar="DIR|FILE", help="labelled data (default: 1,797 handwritten digits, inside)")
+    add("--bits", type=_code_lengths, default=(16, 32), metavar="N,N", help="code lengths (default 16,32)")
+    add("--rules", type=_words, default=("plain", "penalty", "straight_through", "gsl", "ssm"), metavar="A,B",
+        help="of plain, penalty, straight_through, gsl, ssm, hybrid; A+B is both (default: the first 5)")
+    add("--epochs", type=_whole(1), metavar="N", help="passes over the data (default by its size)")
+    add("--batch-size", type=_whole(2), metavar="N", help="default by the size of the data")
+    add("--lr", type=_above_zero, metavar="RATE", help="learning rate; default by the size of the data")
+    add("--hidden", type=_wholes, default=(512,), metavar="N,N", help="widths of hidden layers (default 512)")
+    add("--d-out", type=_whole(1), default=32, metavar="N", help="outputs of the network (default 32)")
+    add("--queries", type=_whole(1), metavar="N", help="ask only so many (default: all there are)")
+    add("--quick", action="store_true", help="a part of the data and few epochs: a first look")
+    add("--json", nargs="?", const="-", metavar="FILE", help="the result for machines, to a file or stdout")
+    add("--plot", metavar="FILE", help="a picture (.png, .svg, .pdf) of the table and of the trainings")
 
 
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", metavar="DIR|FILE", help="labelled data (default: 1,797 handwritten digits, inside)")
-    parser.add_argument("--bits", type=_code_lengths, default=(16, 32), metavar="N,N", help="code lengths (default 16,32)")
-    parser.add_argument("--rules", type=_words, metavar="A,B",
-                        default=("plain", "penalty", "straight_through", "gsl", "ssm"),
-                        help="of plain, penalty, straight_through, gsl, ssm, hybrid; A+B is both (default: the first 5)")
-    parser.add_argument("--epochs", type=_whole(1), metavar="N", help="passes over the data (default by its size)")
-    parser.add_argument("--batch-size", type=_whole(2), metavar="N", help="default by the size of the data")
-    parser.add_argument("--lr", type=_above_zero, metavar="RATE", help="learning rate; default by the size of the data")
-    parser.add_argument("--hidden", type=_wholes, default=(512,), metavar="N,N", help="widths of hidden layers (default 512)")
-    parser.add_argument("--d-out", type=_whole(1), default=32, metavar="N", help="outputs of the network (default 32)")
-    parser.add_argument("--queries", type=_whole(1), metavar="N", help="ask only so many (default: all there are)")
-    parser.add_argument("--quick", action="store_true", help="a part of the data and few epochs: a first look")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the result for machines, to a file or stdout")
-    parser.add_argument("--plot", metavar="FILE", help="a picture (.png, .svg, .pdf) of the table and of the trainings")
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="vectors, or labelled data")
-    parser.add_argument("-o", "--out", metavar="FILE", help="the model, such as model.npq")
-    parser.add_argument("--method", choices=tuple(_OPTIONS), help="deep: a network and product quantization of its "
-                        "outputs (default); pq: product quantization; kmeans: one codebook")
-    parser.add_argument("--labels", metavar="FILE", help="a label a vector; without labels, deep learns from neighbours")
-    parser.add_argument("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into, a byte each (deep 4, pq 8)")
-    parser.add_argument("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
-    parser.add_argument("--clusters", type=_whole(1), metavar="N", help="of kmeans: how many centres (default 256)")
-    parser.add_argument("--iterations", type=_whole(0), metavar="N", help="of pq and kmeans, at the most (default 25)")
-    deep = parser.add_argument_group("deep")
-    deep.add_argument("--loss", choices=("triplet", "contrastive", "softmax"), help="default triplet")
-    deep.add_argument("--output", type=_words, metavar="RULE,RULE", help="how training takes the coding into account: "
-                      "plain, penalty, straight_through, gsl, ssm, hybrid, or a chain of them (default gsl)")
-    deep.add_argument("--hidden", type=_wholes, metavar="N,N", help="widths of hidden layers (default 512)")
-    deep.add_argument("--d-out", type=_whole(1), metavar="N", help="outputs of the network (default 32)")
-    deep.add_argument("--epochs", type=_whole(1), metavar="N", help="passes over the data (default 30)")
-    deep.add_argument("--lr", type=_above_zero, metavar="RATE", help="learning rate (default 0.002)")
-    deep.add_argument("--batch-size", type=_whole(2), metavar="N", help="default 256")
-    deep.add_argument("--whiten", type=_whole(1), metavar="N", help="inputs by PCA to N dimensions, softly whitened")
-    deep.add_argument("--validation", type=_above_zero, metavar="SHARE", help="share of the vectors to choose the best epoch by")
-    deep.add_argument("--patience", type=_whole(1), metavar="N", help="stop after N epochs that are not better")
-    deep.add_argument("--resume", metavar="MODEL", help="go on with a training that Ctrl-C interrupted (-o: the same file)")
-
-
-def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="INDEX|MODEL", help="what npquant build or train wrote")
-    parser.add_argument("--queries", required=True, metavar="FILE", help="vectors, or labelled data")
-    parser.add_argument("--truth", metavar="FILE", help="ids of the true neighbours (queries, k), nearest first")
-    parser.add_argument("--labels", metavar="FILE", help="a label a query: measures MAP")
-    parser.add_argument("--database-labels", metavar="FILE", help="a label a vector searched in (row r is id r)")
-    parser.add_argument("--database", metavar="FILE",
-                        help="the vectors searched in: needed for a model, and to compute the true neighbours")
-    parser.add_argument("--metric", choices=("l2", "ip", "cosine"), help="of a model (default l2)")
+def _add_train(add: Callable[..., Any]) -> None:
+    add("data", metavar="DATA", help="vectors, or labelled data")
+    add("-o", "--out", metavar="FILE", help="the model, such as model.npq")
+    add("--method", choices=tuple(_OPTIONS), help="deep: a network and product quantization of its outputs "
+        "(default); pq: product quantization; kmeans: one codebook")
+    add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into, a byte each (deep 4, pq 8)")
+    add("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
+    add("--clusters", type=_whole(1), metavar="N", help="kmeans: how many centres (default 256)")
+    add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25)")
+    add("--labels", metavar="FILE", help="deep: a label a vector; without labels it learns from neighbours")
+    add("--loss", choices=("triplet", "contrastive", "softmax"), help="deep: default triplet")
+    add("--output", type=_words, metavar="RULE,RULE", help="deep: how training takes the coding into account: "
+        "plain, penalty, straight_through, gsl, ssm, hybrid, or a chain of them (default gsl)")
+    add("--hidden", type=_wholes, metavar="N,N", help="deep: widths of hidden layers (default 512)")
+    add("--d-out", type=_whole(1), metavar="N", help="deep: outputs of the network (default 32)")
+    add("--epochs", type=_whole(1), metavar="N", help="deep: passes over the data (default 30)")
+    add("--lr", type=_above_zero, metavar="RATE", help="deep: learning rate (default 0.002)")
+    add("--batch-size", type=_whole(2), metavar="N", help="deep: default 256")
+    add("--whiten", type=_whole(1), metavar="N", help="deep: inputs by PCA to N dimensions, softly whitened")
+    add("--validation", type=_above_zero, metavar="SHARE",
+        help="deep: share of the vectors that chooses the best epoch, such as 0.1")
+    add("--patience", type=_whole(1), metavar="N", help="deep: stop after N epochs that are not better")
+    add("--resume", metavar="MODEL",
+        help="deep: go on with a training that Ctrl-C interrupted (-o: the same file)")

@@ -179,7 +179,7 @@ class DeepQuantizer(Quantizer):
         self.random_state = random_state
         self.threads = threads
 
-    def fit(self, X: Any, y: Any = None, *, pairs: Any = None, triplets: Any = None,  # type: ignore[override]
+    def fit(self, X: Any, y: Any = None, *, pairs: Any = None, triplets: Any = None,
             resume: bool = False) -> DeepQuantizer:
         """Train on ``X`` (n, d) with one kind of supervision, or none.
 
@@ -440,9 +440,9 @@ class _Trainer:
         if not all(finite.values()):
             what = next(name for name, good in finite.items() if not good)
             raise DivergedError(
-                f"In epoch {state['epoch']} the {what} is not finite. Lower lr = {self.optimizer.lr:g}, or the strength "
-                f"of output={self.model.output!r}, or set normalize=True. The model is left as it was at the end of "
-                "the epoch before.")
+                f"In epoch {state['epoch']} the {what} is not finite. Lower lr = {self.optimizer.lr:g}, or the "
+                f"strength of output={self.model.output!r}, or set normalize=True. The model is left as it was at "
+                "the end of the epoch before.")
         scale = np.float32(1 / len(batch.rows))
         network.backward(dy * scale, cache, need_dx=False, out=grads)
         state["optimizer"] = self.optimizer.update(network.parameters, grads, state["optimizer"], rate, mask)

@@ -203,7 +203,7 @@ def by_hand(scene, rule, velocity, ramp):
 def test_formula(scene, strength, tau, beta, restart, unit, emit, ramp, seed):
     """F = u + λ a⁺; v ← β v + (1 − β) F; ĝ = −G v, or −G F for the hybrid; β = 0 is ĝ = g + λ NC(p, g)."""
     rule = output.SpaceShuttle(strength, tau, beta, emit, restart, unit)
-    state = shuttle_state(rule, scene, seed) if beta > 0 else scene.state(rule)
+    state = shuttle_state(rule, scene, seed, speed=3.0) if beta > 0 else scene.state(rule)
     velocity = state["velocity"].copy() if beta > 0 else np.zeros_like(scene.y)
     expected, moved, near = by_hand(scene, rule, velocity, ramp)
     assume(not near)

@@ -212,13 +212,18 @@ def test_neighbour_batches(seed, n, k, size):
 @given(seed=seeds, count=st.integers(0, 40), size=st.integers(1, 10), width=st.sampled_from([2, 3]))
 def test_explicit_batches(seed, count, size, width):
     rng = np.random.default_rng(seed)
-    tuples = rng.integers(1000, size=(count, width))
+    tuples = rng.integers(12, size=(count, width))
     seen = []
-    for rows, members in nn.explicit_batches(tuples, size, rng):
+    anchors = []
+    for rows, members, chosen in nn.explicit_batches(tuples, size, rng):
         assert np.unique(rows).size == rows.size
         assert set(members.ravel()) == set(range(len(rows)))
-        seen += rows[members].tolist()
-    assert sorted(seen) == sorted(tuples.tolist())
+        assert_array_equal(rows[members], tuples[chosen])
+        seen += chosen.tolist()
+        anchors += tuples[chosen, 0].tolist()
+    assert sorted(seen) == list(range(count))
+    changes = sum(a != b for a, b in zip(anchors, anchors[1:]))
+    assert changes == max(len(set(anchors)) - 1, 0)  # those of one anchor stay together
 
 
 @pytest.mark.skipif(not have_numba(), reason="nothing to compare: numba is missing")

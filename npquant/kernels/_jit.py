@@ -20,27 +20,22 @@ log = logging.getLogger("npquant")
 # a one-off query never waits for LLVM, and a long job loses nothing that it would notice.
 _WARM_WORK = 20_000_000
 
-# Safe where the Arithmetic rule does not bind: keeps NaN and infinity alive, so that they can be detected.
-RELAXED = {"contract", "reassoc", "nsz", "arcp"}
-
 
 class Kernel:
-    """A compiled function over arrays and its NumPy twin, called alike.
+    """A compiled function over arrays and its NumPy twin, called alike and giving the same bits.
 
-    Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and, for kernels whose
-    twin gives the same bits, enough work has gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
+    Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and enough work has
+    gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
     """
 
     def __init__(self, source: Callable[..., None], twin: Callable[..., None], signature: str,
-                 work: Callable[..., int], fastmath: bool | set[str],
-                 helpers: tuple[Callable[..., Any], ...]) -> None:
+                 work: Callable[..., int], helpers: tuple[Callable[..., Any], ...]) -> None:
         self.__doc__ = source.__doc__
         self.__name__ = source.__name__
         self.source = source
         self.twin = twin
         self.signature = signature
         self.work = work
-        self.fastmath = fastmath
         self.helpers = helpers
         self._compiled: Callable[..., None] | None = None
         self._done = 0
@@ -59,8 +54,8 @@ class Kernel:
         mode = jit_mode()
         if mode == "0":
             return False
-        if mode != "1" and not self.fastmath:  # a relaxed twin differs in the last bits: which one runs must
-            self._done += self.work(*args)     # not depend on what the process did before
+        if mode != "1":
+            self._done += self.work(*args)
             if self._done <= _WARM_WORK:
                 return False
         return have_numba()  # asked last: importing numba takes longer than a small call
@@ -75,7 +70,6 @@ class Kernel:
 
 
 def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int],
-           fastmath: bool | set[str] = False,
            helpers: tuple[Callable[..., Any], ...] = ()) -> Callable[[Callable[..., None]], Kernel]:
     """Make a :class:`Kernel` of a function.
 
@@ -88,13 +82,11 @@ def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int
         The NumPy function that does the same.
     work : callable
         From the same arguments, the number of elementary operations; it decides when compiling pays.
-    fastmath : bool or set of str
-        ``False`` where the Arithmetic rule binds, ``RELAXED`` elsewhere.
     helpers : tuple of callable
         Plain functions of the same file that it calls; they are compiled with it.
     """
     def wrap(source: Callable[..., None]) -> Kernel:
-        return Kernel(source, twin, signature, work, fastmath, helpers)
+        return Kernel(source, twin, signature, work, helpers)
     return wrap
 
 
@@ -145,14 +137,14 @@ def _numba_signature(text: str) -> Any:
 def _compile(kernel: Kernel) -> Callable[..., None]:
     from numba import config, njit
     folder = cache_folder()
-    options: dict[str, Any] = {"nogil": True, "fastmath": kernel.fastmath, "cache": folder is not None}
+    options: dict[str, Any] = {"nogil": True, "cache": folder is not None}
     before = config.CACHE_DIR
     try:
         if folder is not None:
             config.CACHE_DIR = str(folder)
         source = kernel.source
         if kernel.helpers:  # the same code, seeing compiled helpers where it saw plain ones
-            compiled = {f.__name__: njit(nogil=True, fastmath=kernel.fastmath)(f) for f in kernel.helpers}
+            compiled = {f.__name__: njit(nogil=True)(f) for f in kernel.helpers}
             source = FunctionType(source.__code__, {**source.__globals__, **compiled}, source.__name__)
             source.__qualname__ = kernel.source.__qualname__
         function: Callable[..., None] = njit([_numba_signature(kernel.signature)], **options)(source)
@@ -163,7 +155,7 @@ def _compile(kernel: Kernel) -> Callable[..., None]:
 
 @cache
 def cache_folder() -> Path | None:
-    """The folder of compiled kernels, carrying a hash of their sources; ``None`` where none is writable.
+    """Return the folder of compiled kernels, named by a hash of their sources; ``None`` where none is writable.
 
     ``NUMBA_CACHE_DIR``, else ``NPQUANT_CACHE_DIR``, else the user's cache folder, decides where it lies.
     """

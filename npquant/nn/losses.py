@@ -6,7 +6,7 @@ E / B, the mean over the B rows of y. So dy = ∂(B · value)/∂y.
 
 ``other`` (B, d) stands in the place of y for the roles that are not the anchor's (y⁺ and y⁻; the second of
 a pair): with quantized outputs it is the straight-through rule, for the gradient with respect to ``other``
-is added to dy as if it were y. (METHODS.md, 1.)
+is added to dy as if it were y (Bengio et al., arXiv 1308.3432).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def distances(y: Array, other: Array | None = None) -> Array:
 
 @dataclass(frozen=True)
 class Triplet:
-    """max(0, gap + ‖y − y⁺‖ − ‖y − y⁻‖), distances not squared (METHODS.md, equation 1).
+    """max(0, gap + ‖y − y⁺‖ − ‖y − y⁻‖), distances not squared (Liu & Lu, arXiv 1610.09645, eq. 1).
 
     An inactive triplet gives exactly 0; a distance of 0 has the gradient 0. Cost B² d + T for T triplets.
 
@@ -91,7 +91,7 @@ class Triplet:
 
 @dataclass(frozen=True)
 class Contrastive:
-    """½ ‖y_i − y_j‖² for similar pairs, ½ max(0, gap − ‖y_i − y_j‖)² for the others (METHODS.md, 1).
+    """½ ‖y_i − y_j‖² for similar pairs, ½ max(0, gap − ‖y_i − y_j‖)² for the others (Hadsell et al. 2006).
 
     A dissimilar pair at distance 0 has the gradient 0: no direction leads apart. Cost B² d + P.
     """

@@ -184,7 +184,7 @@ def step_schedule(boundaries: Sequence[float], factors: Sequence[float]) -> Step
 
     Examples
     --------
-    >>> schedule = step_schedule((0.5, 0.75), (1.0, 0.5, 0.1))  # rates 0.1, 0.05, 0.01 of METHODS.md 5.2
+    >>> schedule = step_schedule((0.5, 0.75), (1.0, 0.5, 0.1))  # a rate of 0.1: 0.1, then 0.05, then 0.01
     >>> [schedule(p) for p in (0.0, 0.49, 0.5, 0.8, 1.0)]
     [1.0, 1.0, 0.5, 0.1, 0.1]
     """

@@ -115,7 +115,7 @@ class SpaceShuttle(OutputTransform):
         # float64 throughout: ‖g‖² of a tiny float32 gradient underflows, and the sign of NC would turn.
         g = dy.astype(np.float64)
         old = state["velocity"][rows].astype(np.float64) if self.beta > 0 else 0.0
-        force = g  # −G F of METHODS: the force, in gradient units
+        force = g  # −G F: the force, in gradient units
         if codewords is not None and codewords.rho > 0 and codewords.ramp * self.strength > 0:
             rho = codewords.rho
             heading = self.beta * old - (1 - self.beta) / G * g

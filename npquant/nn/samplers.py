@@ -232,13 +232,14 @@ def neighbour_batches(neighbours: Ids, size: int, rng: np.random.Generator) -> I
         yield np.concatenate([anchors, np.setdiff1d(chosen, anchors)])
 
 
-def explicit_batches(tuples: Ids, size: int, rng: np.random.Generator) -> Iterator[tuple[Ids, Ids]]:
+def explicit_batches(tuples: Ids, size: int, rng: np.random.Generator) -> Iterator[tuple[Ids, Ids, Ids]]:
     """Yield batches of given triplets or pairs: their unique rows, and the tuples re-numbered into them.
 
     Parameters
     ----------
     tuples : ndarray of int, shape (T, 3) or (T, 2)
-        Row numbers; each tuple comes once an epoch.
+        Row numbers; each tuple comes once an epoch. The tuples of one anchor (the first column) stay together
+        as far as ``size`` allows, so that triplets can be mined from pairs.
     size : int
         Tuples in a batch.
     rng : numpy.random.Generator
@@ -249,10 +250,16 @@ def explicit_batches(tuples: Ids, size: int, rng: np.random.Generator) -> Iterat
         Unique, ascending.
     members : ndarray of int64, shape (t, 3) or (t, 2)
         ``rows[members]`` are the tuples.
+    chosen : ndarray of int64, shape (t,)
+        Which of ``tuples`` they are.
     """
-    for chosen in shuffled_batches(len(tuples), size, rng):
+    anchor = tuples[:, 0]
+    shuffled = rng.permutation(len(anchor))
+    rank = rng.permutation(int(anchor.max(initial=0)) + 1)
+    order = shuffled[np.argsort(rank[anchor[shuffled]], kind="stable")]
+    for chosen in _cut(order, np.arange(size, len(order), size)):
         rows, members = np.unique(tuples[chosen], return_inverse=True)
-        yield rows.astype(np.int64), members.reshape(len(chosen), -1).astype(np.int64)
+        yield rows.astype(np.int64), members.reshape(len(chosen), -1).astype(np.int64), chosen
 
 
 def _cut(rows: Ids, at: Ids) -> list[Ids]:
