@@ -597,7 +597,8 @@ def _info(args: argparse.Namespace) -> Outcome:
 
 def _about_data(path: str, words: str, named: dict[str, Any]) -> Outcome:
     arrays = [{"name": name, "dtype": str(array.dtype), "shape": array.shape} for name, array in named.items()]
-    lines = [f"  {array['name']:<8} {array['dtype']:<8} {' x '.join(map(str, array['shape']))}" for array in arrays]
+    lines = ["  " + f"{array['name']} {array['dtype']} {' x '.join(map(str, array['shape']))}".strip()
+             for array in arrays]
     return Outcome({"kind": "data", "arrays": arrays}, "\n".join([f"{path}: {words}", *lines]))
 
 
@@ -607,7 +608,7 @@ def _parameters(params: Any, indent: str) -> Iterator[str]:
             kind = value.get("kind", "")
             yield f"{indent}{name}: {kind}".rstrip()
             yield from _parameters({key: value[key] for key in value if key != "kind"}, indent + "  ")
-        elif value is not None:
+        elif value is not None and value not in ("array", "text", "generator"):  # these are listed as arrays
             yield f"{indent}{name} = {value!r}"
 
 

@@ -744,9 +744,8 @@ class _Decoder:
     def _strings(self, shape: Any, values: Any, path: str) -> Any:
         if type(shape) is not list or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             raise self._impossible(path, f"has the shape {str(shape)[:80]}")
-        if (type(values) is not list or not all(type(v) is str for v in values)
-                or len(values) != math.prod(shape) or len(shape) > _MAX_NDIM):
-            raise self._impossible(path, "is not an array of str of the shape it says")
+        if type(values) is not list or not all(type(v) is str for v in values) or len(shape) > _MAX_NDIM:
+            raise self._impossible(path, "is not an array of str")
 
         def build() -> Array:
             array = np.empty(len(values), dtype=object)

@@ -1,4 +1,4 @@
-"""The contracts of codecs and indexes: functions given a codec or an index, that raise AssertionError if it breaks one.
+"""The contracts of codecs and indexes: functions given one of them, that raise AssertionError where it breaks one.
 
 A codec's law takes ``(codec, X)``: a fitted codec and the vectors that it was fitted on. An index's law takes
 ``(make, X)``: ``make()`` is an empty index of a fitted codec. ``test_laws.py`` lists who must keep them.

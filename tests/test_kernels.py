@@ -338,7 +338,7 @@ IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys
 import npquant
 for found in pkgutil.walk_packages(npquant.__path__, "npquant."):
-    if found.name.rpartition(".")[2] not in ("__main__", "plot", "distributed"):
+    if found.name.rpartition(".")[2] not in ("__main__", "distributed"):
         importlib.import_module(found.name)
 from npquant.kernels import _jit
 kernels = [v for m in list(sys.modules.values()) if m.__name__.startswith("npquant.kernels.")

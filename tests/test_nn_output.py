@@ -549,6 +549,31 @@ def test_nothing_pulls(scene, strength, tau, unit, why):
 
 
 @few
+@given(scenes(), strengths)
+def test_raw_penalty_needs_no_unit(scene, strength):
+    """2λ(y − Q(y)) holds neither ρ nor G: it pulls also where every output of the last refit lay on a codeword."""
+    rule = output.quantization_penalty(strength, unit="raw")
+    expected, _ = scene.step(rule)
+    scene.rho = 0.0
+    assert_same_bits(scene.step(rule)[0], expected)
+
+
+@pytest.mark.parametrize("G", [1e-300, 1e-309, 5e-324])
+def test_long_silence(G):
+    """The running G of thousands of satisfied batches fades to numbers whose inverse is infinite: still no NaN."""
+    rng = np.random.default_rng(0)
+    scene = Scene(rng.normal(size=(4, 4)), np.zeros((4, 4)), Book(rng.normal(size=(2, 4, 2))), 0.7, G)
+    for rule in (output.gradient_snapping(), output.space_shuttle(), output.space_shuttle(restart=True),
+                 output.space_shuttle(emit="gradient"), output.quantization_penalty()):
+        result, state = scene.step(rule)
+        assert np.abs(result).max() < 1e-298
+        assert np.isfinite(state.get("velocity", 0.0)).all()
+        result, state = scene.step(rule, state, g=rng.normal(size=(4, 4)))
+        assert np.isfinite(result).all()
+        assert state["G"] > 0.1
+
+
+@few
 @given(scenes(low=-20, high=20), strengths, st.floats(0.01, 1), seeds)
 def test_ramp_multiplies_the_strength(scene, strength, ramp, seed):
     """The schedule: a ramp r with strength λ is strength λ r."""
@@ -850,8 +875,9 @@ def test_chain_keeps_states_apart(scene, one, two, seed):
             assert all(np.array_equal(kept[key], expected[key]) for key in kept)
     assert len({id(kept["velocity"]) for kept in list(state.values())[1:]}) == 2
     codewords = scene.codewords()
-    assert combined.before_loss(scene.y, "anchor", codewords) is scene.y
-    assert_same_bits(combined.before_loss(scene.y, "other", codewords), scene.book.nearest(scene.y))
+    for order in (combined, output.chain(*reversed(rules))):
+        assert order.before_loss(scene.y, "anchor", codewords) is scene.y
+        assert_same_bits(order.before_loss(scene.y, "other", codewords), scene.book.nearest(scene.y))
     assert_same_bits(scene.step(output.chain())[0], scene.g)
 
 

@@ -683,16 +683,16 @@ def test_nonsense_is_refused(tmp_path, root):
 
 
 def test_arrays_are_used_once(tmp_path):
-    for root in ([{"array": 0}, {"array": 0}], []):
+    for root in ([{"array": 0}, {"array": 0}], [], [{"array": -1}]):
         plant(tmp_path / "a", a_header(root, an_array(b"abc")), b"abc")
-        with pytest.raises(FormatError, match="used"):
+        with pytest.raises(FormatError, match="used|means nothing"):
             persist.load(tmp_path / "a")
 
 
 def test_text_is_looked_at(tmp_path):
     points = struct.pack("<2I", 0x110000, 1)
     for shape, data in [([2], points), ([2], points[4:] * 2), ([], points[4:]), ([0, 0], b""),
-                        ([0, 2**40], b"")]:
+                        ([0, 2**40], b"")]:  # too many, right, no axis, no width, a width that NumPy has not
         plant(tmp_path / "a", a_header({"text": 0}, an_array(data, "uint32", shape)), data)
         if data == points[4:] * 2:
             assert persist.load(tmp_path / "a") == np.array("\1\1")
@@ -700,6 +700,9 @@ def test_text_is_looked_at(tmp_path):
         for mmap in (False, True):
             with pytest.raises(FormatError):
                 persist.load(tmp_path / "a", mmap=mmap)
+    plant(tmp_path / "a", a_header({"text": 0}, an_array(bytes(16), "uint64", [2])), bytes(16))
+    with pytest.raises(FormatError, match="not an array of code points"):
+        persist.load(tmp_path / "a")
 
 
 @pytest.mark.parametrize("change", [
@@ -727,6 +730,13 @@ def refuse(tmp_path, generator):
 def test_impossible_seeds_are_refused(tmp_path, change):
     seed = {"entropy": 1, "spawn_key": [], "pool_size": 4, "n_children_spawned": 0, **change}
     refuse(tmp_path, {"state": np.random.PCG64(1).state, "seed": seed})
+
+
+def test_no_function_is_called_by_a_files_word(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(np.random, "seed", calls.append)
+    refuse(tmp_path, {"state": {"bit_generator": "seed", "state": {}}, "seed": None})
+    assert calls == []
 
 
 @pytest.mark.parametrize("position", [-1, 5, -2**31])

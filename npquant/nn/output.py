@@ -118,13 +118,13 @@ class SpaceShuttle(OutputTransform):
         force = g  # −G F: the force, in gradient units
         if codewords is not None and codewords.rho > 0 and codewords.ramp * self.strength > 0:
             rho = codewords.rho
-            heading = self.beta * old - (1 - self.beta) / G * g
+            heading = self.beta * old - (1 - self.beta) * (g / G)  # g / G first: 1 / G overflows when G has faded
             c = codewords.nearest((y + self.tau * rho * heading).astype(y.dtype))
             p = (G / rho) * (y.astype(np.float64) - c)
             force = g + codewords.ramp * self.strength * without_conflict(p, g)
         if self.beta == 0:
             return force.astype(dy.dtype), state
-        velocity = self.beta * old - (1 - self.beta) / G * force
+        velocity = self.beta * old - (1 - self.beta) * (force / G)
         if self.restart:
             against = np.einsum("ij,ij->i", velocity, g) > 0  # ⟨v, u⟩ < 0, u = −g/G
             velocity[against] = -force[against] / G
@@ -183,7 +183,7 @@ class QuantizationPenalty(OutputTransform):
         """Return g + λ (G/ρ)(y − Q(y)), or g + 2 λ (y − Q(y)) in raw units."""
         G = _gradient_unit(dy, state["G"], self.unit)
         state = {**state, "G": G}
-        if codewords is None or codewords.rho == 0 or codewords.ramp * self.strength == 0:
+        if codewords is None or codewords.ramp * self.strength == 0 or (codewords.rho == 0 and self.unit != "raw"):
             return dy, state
         scale = 2.0 if self.unit == "raw" else G / codewords.rho
         pull = y.astype(np.float64) - codewords.nearest(y)
