@@ -152,7 +152,8 @@ class _Meter:
         if self.on:
             with contextlib.suppress(ImportError):
                 from tqdm import tqdm
-                self.bar = tqdm(total=total, unit=unit, leave=False, file=sys.stderr)
+                self.bar = tqdm(total=total, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True,
+                                desc="getting ready (the first time the compiler runs)")
 
     def step(self, words: str) -> None:
         """Go on by one."""
@@ -393,15 +394,18 @@ def _resumed(path: str) -> Any:
 def _fitted(model: Any, x: NDArray[Any], y: Any, resume: bool) -> int:
     """Train with a progress bar; return the exit code: 130 where Ctrl-C came and left a usable model."""
     meter = _Meter(model.epochs, "epoch")
+    pressed: list[bool] = []
 
-    def epoch_done(figures: dict[str, Any]) -> None:
+    def epoch_done(figures: dict[str, Any]) -> bool:
         words = ", ".join(f"{key} {figures[key]:.4g}" for key in ("loss", "distortion", "validation")
                           if figures[key] is not None)
         meter.step(words)
         meter.line(f"epoch {figures['epoch'] + 1} of {model.epochs}: {words}")
+        return bool(pressed)
     model.set_params(callback=epoch_done)
     try:
-        model.fit(x, y, resume=resume)
+        with _noticed(pressed):
+            model.fit(x, y, resume=resume)
     except KeyboardInterrupt:
         if not model.__sklearn_is_fitted__():
             raise
@@ -409,7 +413,27 @@ def _fitted(model: Any, x: NDArray[Any], y: Any, resume: bool) -> int:
     finally:
         meter.close()
         model.set_params(callback=None)  # a function cannot be saved
-    return 0
+    return 0 if model.training_ is None else 130
+
+
+@contextlib.contextmanager
+def _noticed(pressed: list[bool]) -> Iterator[None]:
+    """Note Ctrl-C in a list as well: an exception that is raised inside of the compiler may get lost there."""
+    import signal
+    import threading
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        pressed.append(True)
+        raise KeyboardInterrupt
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _encode(args: argparse.Namespace) -> Outcome:

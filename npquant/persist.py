@@ -23,11 +23,11 @@ How a class joins
 -----------------
 It is put in :data:`KINDS`, under the module that defines it, and is one of:
 
-* an ``Estimator``: stored are ``params`` (``get_params(deep=False)`` but ``threads``, which belongs to the
-  machine) and ``fitted`` (each instance attribute whose name ends, and does not begin, with ``_``); rebuilt
-  by ``cls(**params)`` and ``setattr``. With ``_get_state(self) -> dict`` and ``_set_state(self, state) ->
-  None`` the class says for itself what ``fitted`` is. They are called for fitted objects only
-  (``__sklearn_is_fitted__``);
+* an ``Estimator``: stored are ``params`` (``get_params(deep=False)`` but the class's ``_runtime_params``, as
+  ``threads``, which belong to the machine and not to the model) and ``fitted`` (each instance attribute whose
+  name ends, and does not begin, with ``_``); rebuilt by ``cls(**params)`` and ``setattr``. A class with
+  ``_get_state(self) -> dict`` and ``_set_state(self, state) -> None`` says for itself what ``fitted`` is; they
+  are called for fitted objects only (``__sklearn_is_fitted__``);
 * a class with ``_get_state(self) -> tree`` and a class method ``_from_state(state) -> object``;
 * a frozen dataclass: stored as its fields, rebuilt by ``cls(**fields)``.
 

@@ -605,7 +605,7 @@ ABSURD = {
     "real": an_array(shape=[1.0]),
     "bool": an_array(shape=[True]),
     "no list": an_array(shape=3),
-    "dimensions": an_array(shape=[1] * 33),
+    "dimensions": an_array(shape=[0] * 33),
     "offset": an_array(offset=10**15),
     "negative offset": an_array(offset=-64),
     "unaligned": an_array(offset=1),
@@ -685,7 +685,7 @@ def test_nonsense_is_refused(tmp_path, root):
 def test_arrays_are_used_once(tmp_path):
     for root in ([{"array": 0}, {"array": 0}], [], [{"array": -1}]):
         plant(tmp_path / "a", a_header(root, an_array(b"abc")), b"abc")
-        with pytest.raises(FormatError, match="used|means nothing"):
+        with pytest.raises(FormatError, match=r"used|means nothing"):
             persist.load(tmp_path / "a")
 
 
