@@ -500,6 +500,7 @@ def nothing_is_shared(make, X):
     question = Q.copy()
     index = make()
     returned = index.add(given, ids)
+    assert not np.shares_memory(returned, ids)
     before = tuple(a.copy() for a in seen(index, Q))
     index.search(question, 5)
     same((given, ids, question), (X[:30], some_ids(30), Q), "what was given and what it was")

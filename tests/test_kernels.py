@@ -148,6 +148,14 @@ def test_exact_neighbours(base, seed, k):
 
 
 @core
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23])
+def test_exact_neighbours_where_products_underflow(scale):
+    rng = np.random.default_rng(0)
+    base, queries = ((rng.standard_normal((n, 4)) * scale).astype(np.float32) for n in (50, 30))
+    same(exact.neighbors(base, queries, 3, 1), reference.search(queries, base, range(50), 3), "subnormal distances")
+
+
+@core
 def test_exact_kernels_are_all_tested():
     text = Path(__file__).read_text()
     for module in (nearest, scan, cluster, exact):

@@ -50,6 +50,16 @@ def test_inertia_never_increases(x, K, init, seed):
 
 
 @core
+def test_inertia_never_increases_by_rounding_either():
+    for seed in range(20):  # the start is so good that what an iteration gains is below what rounding loses
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((50, 8)).astype(np.float32)
+        model = KMeans(1, init=(x.mean(axis=0) + 1e-6 * rng.standard_normal(8))[None], tol=0.0).fit(x)
+        assert all(later <= before for before, later in pairwise(model.inertia_history_))
+        assert model.inertia_ == -model.score(x)
+
+
+@core
 @some
 @given(vectors, st.integers(1, 12), inits, strategies.seeds, st.integers(0, 5))
 def test_no_cluster_is_empty(x, K, init, seed, max_iter):

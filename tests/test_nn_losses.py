@@ -10,8 +10,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.spatial.distance import cdist
-from scipy.special import log_softmax
 
 from npquant import nn
 from npquant.errors import InvalidInputError
@@ -122,6 +120,7 @@ def test_gradient_of_contrastive(seed, gap):
 @few
 @given(seed=seeds, n=st.integers(1, 6), c=st.integers(1, 5))
 def test_softmax(seed, n, c):
+    log_softmax = pytest.importorskip("scipy.special", reason="SciPy is the oracle").log_softmax
     rng = np.random.default_rng(seed)
     y, target = rng.normal(0, 3, (n, c)), rng.integers(c, size=n)
     value, dy = nn.Softmax().value_and_grad(y, target)
@@ -181,7 +180,7 @@ def test_a_row_in_several_triplets_sums_its_gradients():
 def test_distances_do_not_cancel(dtype):
     rng = np.random.default_rng(0)
     y, other = (rng.normal(1000, 1, (n, 5)).astype(dtype) for n in (9, 4))
-    assert_allclose(nn.distances(y, other), cdist(y, other), rtol=1e-5)
+    assert_allclose(nn.distances(y, other), np.linalg.norm(y[:, None].astype(float) - other, axis=2), rtol=1e-5)
     assert_array_equal(np.diag(nn.distances(y)), 0)
 
 

@@ -53,6 +53,9 @@ def test_blocks_are_coded_by_themselves(x):
     same(again.codebooks_[0], pq.codebooks_[0], "the codebook of a block that did not change")
     assert again.codebooks_[1].tobytes() != pq.codebooks_[1].tobytes()
     same(pq.encode(other)[:, 0].copy(), pq.encode(x)[:, 0].copy(), "the codes of a block that did not change")
+    other = x.copy()
+    other[:, :2] = 1  # other random numbers are drawn for it
+    same(fit(other, 3, 4).codebooks_[1:], pq.codebooks_[1:], "the codebooks after a block that changed")
 
 
 @core
