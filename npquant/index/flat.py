@@ -37,7 +37,7 @@ class FlatIndex(Index):
     >>> _ = index.add(data.X_train)
     >>> distances, ids = index.search(data.X_test[:2], k=3)
     >>> ids.shape, index.ntotal
-    ((2, 3), 1437)
+    ((2, 3), 1442)
     """
 
     def __init__(self, codec: Quantizer, metric: str = "l2") -> None:
