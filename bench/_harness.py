@@ -28,11 +28,11 @@ if "numpy" in sys.modules:
 if "avx512f" in cpu_features():
     os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
 
-import platform  # noqa: E402
-import time  # noqa: E402
-from importlib import metadata  # noqa: E402
+import platform
+import time
+from importlib import metadata
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 
 def machine(*packages: str, threads: int | None = None) -> str:

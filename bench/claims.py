@@ -13,7 +13,11 @@ tried), which flatters it; the other rules at their defaults.
 
 from __future__ import annotations
 
-import _harness  # first: it chooses the BLAS kernel
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # products this small are not worth a second thread
+
+import _harness  # before NumPy: it chooses the BLAS kernel
 
 import argparse
 import json

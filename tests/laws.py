@@ -369,6 +369,14 @@ def search_is_brute_force(make, X):
     assert index.search(Q).distances.tolist() == distances.tolist()
 
 
+def many_vectors_are_all_searched(make, X):
+    n = 9001  # more than two blocks of whatever is done in blocks
+    index, Q = filled(make, np.resize(X, (n, X.shape[1])), np.arange(n)[::-1].copy()), X[:3]
+    same(tuple(index.search(Q, 200)), brute_force(index, Q, 200), "search among many and brute force")
+    everything = index.search(Q, n + 1).ids
+    assert (np.sort(everything, axis=1) == np.arange(-1, n)).all()
+
+
 def missing_results_are_padded(make, X):
     index = make()
     pad = np.float32(np.inf if index.metric == "l2" else -np.inf)
@@ -594,9 +602,9 @@ def wrong_questions_are_told(make, X):
 
 
 INDEX_LAWS = [
-    search_is_brute_force, missing_results_are_padded, ties_go_to_the_smaller_id, removed_ids_never_appear,
-    removing_the_unknown_changes_nothing, a_bad_addition_changes_nothing, ids_are_never_given_twice,
-    additions_add_up, queries_do_not_see_each_other, no_query_has_no_result, the_form_is_invisible,
-    nothing_is_shared, zero_queries_score_zero, cosine_does_not_see_lengths, threads_may_search_at_once,
-    a_compiled_search_is_the_twin, a_file_keeps_the_index, wrong_questions_are_told,
+    search_is_brute_force, many_vectors_are_all_searched, missing_results_are_padded, ties_go_to_the_smaller_id,
+    removed_ids_never_appear, removing_the_unknown_changes_nothing, a_bad_addition_changes_nothing,
+    ids_are_never_given_twice, additions_add_up, queries_do_not_see_each_other, no_query_has_no_result,
+    the_form_is_invisible, nothing_is_shared, zero_queries_score_zero, cosine_does_not_see_lengths,
+    threads_may_search_at_once, a_compiled_search_is_the_twin, a_file_keeps_the_index, wrong_questions_are_told,
 ]

@@ -492,7 +492,7 @@ def test_how_many_threads(monkeypatch):
 
 
 FORK = """
-import os, sys, threading, warnings
+import os, signal, sys, threading, warnings
 import numpy as np
 from npquant.kernels import _jit, _pool, nearest
 warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, that other threads are alive
@@ -509,6 +509,7 @@ holder.start()
 held.wait(60)
 child = os.fork()
 if child == 0:
+    signal.alarm(30)  # rather than wait for ever
     ok = (nearest.assign(x, words, 4)[0] == wanted).all()
     ok &= _pool.run_blocks(lambda start, stop: start, 9, 2, 3) == [0, 2, 4, 6, 8]
     with _jit._lock:

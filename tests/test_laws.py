@@ -183,6 +183,11 @@ class WrongOrder(FlatIndex):
         return type(super().search(queries, k))(distances, ids)
 
 
+class LooksAtTheFirst(FlatIndex):
+    def _add(self, codes, ids):
+        super()._add(codes[:4096], ids[:4096])
+
+
 class ForgetsToPad(FlatIndex):
     def search(self, queries, k=10, *, threads=None):
         return super().search(queries, min(k, max(self.ntotal, 1)), threads=threads)
@@ -325,7 +330,8 @@ class Broken(ProductQuantizer):
 SAVED = (LosesItsMetric, Renumbers, Broken)
 
 INDEX_BREAKERS = [
-    (laws.search_is_brute_force, WrongOrder), (laws.missing_results_are_padded, ForgetsToPad),
+    (laws.search_is_brute_force, WrongOrder), (laws.many_vectors_are_all_searched, LooksAtTheFirst),
+    (laws.missing_results_are_padded, ForgetsToPad),
     (laws.missing_results_are_padded, PadsWithZero), (laws.search_is_brute_force, PadsWithZero),
     (laws.ties_go_to_the_smaller_id, LargerFirst), (laws.removed_ids_never_appear, OnlyHides),
     (laws.removing_the_unknown_changes_nothing, RemovesWhatItKnows),

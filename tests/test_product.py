@@ -70,17 +70,18 @@ def test_tables_are_brute_force(x):
 
 
 @core
-@pytest.mark.parametrize("k", [1, 3, 8, 50])
+@pytest.mark.parametrize("k", [1, 3, 30, 64, 100])
 def test_nearby_is_brute_force(x, k):
     x[:5] = x[5:10] = 0  # ties
-    pq = fit(x, 2, 3)
-    pq._set_codebooks(np.concatenate([pq.codebooks_[:, :4], pq.codebooks_[:, :4]], axis=1))  # equal codewords
+    pq = fit(x, 2, 6)
+    pq._set_codebooks(np.concatenate([pq.codebooks_[:, :32] * scale for scale in (1, -1)], axis=1).astype(np.float32))
+    pq._set_codebooks(np.where(np.arange(64)[:, None] % 3, pq.codebooks_, np.abs(pq.codebooks_[:, :1])))  # equal ones
     near = pq.nearby(x, k)
-    assert near.shape == (200, 2, min(k, 8), 3)
+    assert near.shape == (200, 2, min(k, 64), 3)
     assert near.dtype == np.float32
     for i, row in enumerate(reference.tables(x, pq.codebooks_)):
         for m, scores in enumerate(row):
-            order = sorted(range(8), key=lambda j, scores=scores: (scores[j], j))[:k]
+            order = sorted(range(64), key=lambda j, scores=scores: (scores[j], j))[:k]
             same(near[i, m], pq.codebooks_[m][order], f"row {i}, block {m}")
     same(np.ascontiguousarray(near[:, :, 0]).reshape(200, 6), pq.nearest(x), "the first of them and nearest")
 

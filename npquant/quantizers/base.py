@@ -107,9 +107,9 @@ class Quantizer(Transformer):
         return self._decode(self.check_codes(codes))
 
     def transform(self, X: Any) -> Codes:
-        """Return ``encode(X)``."""
+        """Return ``encode(X)`` of one or more vectors; scikit-learn's name and rules (a 1-D ``X`` is refused)."""
         self._check_fitted()
-        return self._encode(_checks.vectors(X, d=self.n_features_in_, owner=type(self).__name__))
+        return self._encode(self._embed(_checks.vectors(X, d=self.n_features_in_, owner=type(self).__name__)))
 
     def inverse_transform(self, codes: Any) -> Float:
         """Return ``decode(codes)``."""
