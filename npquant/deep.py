@@ -7,6 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,16 @@ from npquant import _checks, _supervision, nn
 from npquant._base import clone
 from npquant.errors import DivergedError, InvalidInputError, NotInvertibleError, NpquantWarning
 from npquant.index.flat import FlatIndex
+from npquant.kernels._pool import one_blas_thread
 from npquant.nn import output as rules
 from npquant.quantizers.base import Codes, Float, Quantizer
 from npquant.quantizers.product import ProductQuantizer
 from npquant.transforms import PCA, Standardize
 
 log = logging.getLogger("npquant")
+
+# Floating-point operations of a forward pass below which a second thread of the BLAS costs more than it does.
+_SMALL_STEP = 5e8
 
 LOSSES: dict[str, Callable[[], Any]] = {"triplet": nn.Triplet, "contrastive": nn.Contrastive, "softmax": nn.Softmax}
 OUTPUTS: dict[str, Callable[[], rules.OutputTransform]] = {
@@ -120,7 +125,8 @@ class DeepQuantizer(Quantizer):
     Notes
     -----
     ``transform`` gives outputs, ``encode`` codes of raw vectors, ``decode`` points among the outputs. The
-    outputs of one vector may differ in the last bits between batches (GEMM). Method, units and schedule: see
+    outputs of one vector may differ in the last bits between batches (GEMM). Where threadpoolctl is installed
+    (extra ``threads``), steps of small networks keep the BLAS to one thread. Method, units and schedule: see
     :mod:`npquant.nn.output`; gradient snapping and output momentum are formulations derived for npquant.
 
     Examples
@@ -404,10 +410,12 @@ class _Trainer:
         mask = state["network"].decay_mask()
         grads = np.empty_like(state["network"].parameters)
         rate, ramp = 0.0, 0.0
-        for number, batch in enumerate(batches):
-            progress = (epoch + number / len(batches)) / self.epochs
-            rate, ramp = self.optimizer.lr * self.schedule(progress), self._ramp(progress)
-            losses.append(self._step(batch, rate, ramp, mask, grads))
+        small = 2 * self.sampling.batch_size * grads.size < _SMALL_STEP
+        with one_blas_thread() if small else nullcontext():
+            for number, batch in enumerate(batches):
+                progress = (epoch + number / len(batches)) / self.epochs
+                rate, ramp = self.optimizer.lr * self.schedule(progress), self._ramp(progress)
+                losses.append(self._step(batch, rate, ramp, mask, grads))
         state["epoch"] = epoch + 1
         figures = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": rate, "ramp": ramp, "distortion": None,
                    "validation": None, "seconds": 0.0}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import npquant as nq
-from npquant import _demo, cli
+from npquant import _commands, _demo, cli
 
 core = pytest.mark.core
 DIGITS = nq.datasets.load_digits()
@@ -143,7 +143,7 @@ def test_kmeans_encodes_to_numbers_of_centres(run, files):
 
 
 def test_blocks_of_rows_change_nothing(run, files, monkeypatch):
-    monkeypatch.setattr(cli, "_ROWS", 64)
+    monkeypatch.setattr(_commands, "_ROWS", 64)
     nq.datasets.write(files / "ids.npy", np.arange(400) * 3)
     assert run("build", "pq.npq", "base.fvecs", "-o", "blocks.npq")[0] == 0
     assert (files / "blocks.npq").read_bytes() == (files / "pq_index.npq").read_bytes()
@@ -322,7 +322,7 @@ def test_ctrl_c_leaves_a_model_that_goes_on_as_if_nothing_had_been(run, files, m
         if len(steps) == 4:
             raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Meter, "step", interrupted)
+        patch.setattr(_commands._Meter, "step", interrupted)
         code, out, err = run(*argv, "part.npq")
     assert code == 130
     assert "of 6 epochs" in out

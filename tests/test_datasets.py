@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npquant import datasets
+from npquant import _formats, datasets
 from npquant.errors import FormatError, InvalidInputError
 
 quick = settings(max_examples=40, deadline=None)
@@ -259,7 +259,7 @@ def test_a_disk_that_fails_is_not_called_a_broken_file(name, tmp_path, monkeypat
         raise OSError(errno.EIO, "disk on fire")
 
     datasets.write(tmp_path / name, np.arange(3, dtype="u1"))
-    monkeypatch.setattr(datasets, "_fill", fails)
+    monkeypatch.setattr(_formats, "_fill", fails)
     with pytest.raises(OSError, match="disk on fire"):
         datasets.read(tmp_path / name)
 
@@ -344,7 +344,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         yield b"half"
         raise OSError("no space left")
 
-    monkeypatch.setattr(datasets, "_npy_chunks", full)
+    monkeypatch.setattr(_formats, "_npy_chunks", full)
     with pytest.raises(OSError, match="no space left"):
         datasets.write(path, [2])
     assert datasets.read(path).tolist() == [1]
@@ -352,7 +352,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_reading_in_chunks_is_reading_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_CHUNK", 20)
+    monkeypatch.setattr(_formats, "_CHUNK", 20)
     for name, array in EXAMPLES.items():
         datasets.write(tmp_path / name, array)
         assert same(datasets.read(tmp_path / name), array)

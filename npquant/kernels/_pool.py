@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -38,3 +39,17 @@ def run_blocks(work: Callable[[int, int], T], n: int, block: int, threads: int |
         return list(pool.map(lambda start: work(start, min(start + block, n)), starts))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Return a context in which the BLAS uses one thread, where threadpoolctl is installed; else one that does nothing.
+
+    For products so small that a second thread costs more than it does: on a busy machine, or one of many cores,
+    the threads of a BLAS wait for each other ten times as long as they compute.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(limits=1, user_api="blas")
+    return limits
