@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from npquant.kernels import simd
+
 log = logging.getLogger("npquant")
 
 # A kernel stays on its twin until so many elementary operations have gone through it (about 50 ms of NumPy):
@@ -21,15 +23,20 @@ log = logging.getLogger("npquant")
 _WARM_WORK = 20_000_000
 
 
+Tiled = tuple[Callable[..., None], Callable[[str], "dict[str, Any] | None"]]
+
+
 class Kernel:
     """A compiled function over arrays and its NumPy twin, called alike and giving the same bits.
 
     Calling it runs the compiled function where numba is there, ``NPQUANT_JIT`` allows it and enough work has
-    gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name.
+    gone by; otherwise the twin. ``twin`` and ``compiled()`` give either one by name. A kernel with ``tiled``
+    code has a compiled function for each SIMD level.
     """
 
     def __init__(self, source: Callable[..., None], twin: Callable[..., None], signature: str,
-                 work: Callable[..., int], helpers: tuple[Callable[..., Any], ...]) -> None:
+                 work: Callable[..., int], helpers: tuple[Callable[..., Any], ...] = (),
+                 tiled: Tiled | None = None) -> None:
         self.__doc__ = source.__doc__
         self.__name__ = source.__name__
         self.source = source
@@ -37,7 +44,9 @@ class Kernel:
         self.signature = signature
         self.work = work
         self.helpers = helpers
+        self.tiled = tiled
         self._compiled: Callable[..., None] | None = None
+        self._levels: dict[str, Callable[..., None]] = {}
         self._done = 0
 
     def __call__(self, *args: Any) -> None:
@@ -60,17 +69,25 @@ class Kernel:
                 return False
         return have_numba()  # asked last: importing numba takes longer than a small call
 
-    def compiled(self) -> Callable[..., None]:
-        """Return the compiled function, compiling it (or loading it from the disk cache) at the first call."""
-        if self._compiled is None:
-            with _lock:
-                if self._compiled is None:
-                    self._compiled = _compile(self)
-        return self._compiled
+    def compiled(self, level: str | None = None) -> Callable[..., None]:
+        """Return the compiled function, compiling it (or loading it from the disk cache) at the first call.
+
+        ``level`` asks for a SIMD level by name; by default it is the one in use.
+        """
+        if level is None and self._compiled is not None:
+            return self._compiled
+        with _lock:
+            name = level if level is not None else simd.chosen() if self.tiled else "generic"
+            if name not in self._levels:
+                self._levels[name] = _compile(self, name)
+            if level is None:
+                self._compiled = self._levels[name]
+            return self._levels[name]
 
 
 def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int],
-           helpers: tuple[Callable[..., Any], ...] = ()) -> Callable[[Callable[..., None]], Kernel]:
+           helpers: tuple[Callable[..., Any], ...] = (),
+           tiled: Tiled | None = None) -> Callable[[Callable[..., None]], Kernel]:
     """Make a :class:`Kernel` of a function.
 
     Parameters
@@ -84,9 +101,12 @@ def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int
         From the same arguments, the number of elementary operations; it decides when compiling pays.
     helpers : tuple of callable
         Plain functions of the same file that it calls; they are compiled with it.
+    tiled : (callable, callable), optional
+        The code of SIMD levels, and what gives the globals of that code (numbers and intrinsics) for the name of a
+        level, or ``None`` for a level that the ordinary code serves.
     """
     def wrap(source: Callable[..., None]) -> Kernel:
-        return Kernel(source, twin, signature, work, helpers)
+        return Kernel(source, twin, signature, work, helpers, tiled)
     return wrap
 
 
@@ -134,7 +154,7 @@ def _numba_signature(text: str) -> Any:
     return types.void(*arguments)
 
 
-def _compile(kernel: Kernel) -> Callable[..., None]:
+def _compile(kernel: Kernel, level: str) -> Callable[..., None]:
     from numba import config, njit
     folder = cache_folder()
     options: dict[str, Any] = {"nogil": True, "cache": folder is not None}
@@ -142,11 +162,13 @@ def _compile(kernel: Kernel) -> Callable[..., None]:
     try:
         if folder is not None:
             config.CACHE_DIR = str(folder)
-        source = kernel.source
-        if kernel.helpers:  # the same code, seeing compiled helpers where it saw plain ones
-            compiled = {f.__name__: njit(nogil=True)(f) for f in kernel.helpers}
-            source = FunctionType(source.__code__, {**source.__globals__, **compiled}, source.__name__)
-            source.__qualname__ = kernel.source.__qualname__
+        scope = kernel.tiled[1](level) if kernel.tiled else None
+        code = kernel.tiled[0] if kernel.tiled and scope is not None else kernel.source
+        scope = {**(scope or {}), **{f.__name__: njit(nogil=True)(f) for f in kernel.helpers}}
+        # The same code, seeing compiled helpers and a level's intrinsics among its globals; the name tells the
+        # levels apart in numba's cache.
+        source = FunctionType(code.__code__, {**code.__globals__, **scope}, f"{kernel.__name__}_{level}")
+        source.__qualname__ = source.__name__
         function: Callable[..., None] = njit([_numba_signature(kernel.signature)], **options)(source)
     finally:
         config.CACHE_DIR = before

@@ -12,14 +12,22 @@ it is vectorised without touching the order of any sum.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npquant.kernels import simd
 from npquant.kernels._jit import kernel
 from npquant.kernels._pool import run_blocks
 
 Float = NDArray[np.float32]
+
+# What a SIMD level puts in their place where it compiles the tiled code below.
+LANES = POINTS = VECTORS = ROWS = 0
+tile: Any = None
+finish: Any = None
 
 # Rows handed to one task: fixed, so that nothing depends on the number of threads.
 _BLOCK = 4096
@@ -65,7 +73,8 @@ def _nearest_codewords_twin(x: Float, codebooks_t: Float, index: NDArray[np.int3
     for rows, m, scores in _twin_blocks(x, codebooks_t, product=False):
         best = np.argmin(scores, axis=1)
         index[rows, m] = best
-        distance[rows, m] = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
+        if len(distance):
+            distance[rows, m] = np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
 
 
 @kernel("f4:2 f4:3 f4:3w", twin=_subspace_distances_twin, work=_work)
@@ -97,31 +106,216 @@ def subspace_products(x, codebooks_t, out):
                     out[i, m, k] += a * codebooks_t[m, j, k]
 
 
-@kernel("f4:2 f4:3 i4:2w f4:2w", twin=_nearest_codewords_twin, work=_work)
-def nearest_codewords(x, codebooks_t, index, distance):
-    """Write the nearest codeword of each block of ``x`` (n, M·dsub): ``index`` and squared ``distance`` (n, M)."""
-    M, dsub, K = codebooks_t.shape
-    scores = np.empty(K, np.float32)
+def _decide(x, i, m, codebooks_t, scores, bits):
+    """Return the nearest codeword of block m of row i, with all scores in the fixed order."""
+    dsub, K = codebooks_t.shape[1:]
+    for k in range(K):
+        scores[k] = 0.0
+    for j in range(dsub):
+        a = x[i, m * dsub + j]
+        for k in range(K):
+            t = a - codebooks_t[m, j, k]
+            scores[k] += t * t
     # A sum of squares is never negative, and then its bits order like the number: an integer minimum needs no
     # care for NaN, so it is vectorised.
+    least = bits[0]
+    for k in range(K):
+        least = min(least, bits[k])
+    best = 0
+    while bits[best] != least:
+        best += 1
+    return best
+
+
+def _nearest_tiled(x, codebooks_t, index, distance):
+    """Pre-select by fused multiply-adds, tiles of POINTS rows × VECTORS · LANES codewords; decide near-ties anew.
+
+    With everything centred on the codebook's mean, s = ½‖x‖² + ½‖c‖² − ⟨x, c⟩ is half the squared distance. The
+    lowest bits of each s are replaced by the number of its vector of codewords, so that one minimum finds both value
+    and place; the runner-up is kept beside it. With N = ‖x‖ + max‖c‖ and u = 2⁻²⁴, half the distance of the fixed
+    order and s differ by at most (1.5 dsub + 4) u N², and by 2^(bits − 23) |s| for the lost bits. Where the runner-up
+    is farther than twice that (and a reserve), the best is the nearest in the fixed order too; else all are scored
+    in it.
+    """
+    n, d = x.shape
+    M, dsub, K = codebooks_t.shape
+    wide = LANES * VECTORS
+    panels = (K + wide - 1) // wide
+    lost = 1
+    while (1 << lost) < panels * VECTORS:
+        lost += 1
+    keep = -(1 << lost)
+
+    # The codebooks, centred, negated and packed so that a tile reads them in one go; rows of zeros fill the last
+    # panel, and a half norm of 2e38 keeps them from being chosen.
+    centre = np.zeros(d, np.float32)
+    packed = np.zeros(M * panels * dsub * wide, np.float32)
+    half = np.zeros(M * panels * wide, np.float32)
+    reach = np.zeros(M, np.float64)
+    for m in range(M):
+        for j in range(dsub):
+            mean = 0.0
+            for k in range(K):
+                mean += codebooks_t[m, j, k]
+            centre[m * dsub + j] = mean / K
+        for k in range(panels * wide):
+            at = (m * panels + k // wide) * dsub * wide + k % wide
+            norm = np.float32(0)
+            if k < K:
+                for j in range(dsub):
+                    c = codebooks_t[m, j, k] - centre[m * dsub + j]
+                    packed[at + j * wide] = -c
+                    norm += c * c
+                reach[m] = max(reach[m], np.float64(norm))
+                half[m * panels * wide + k] = norm * np.float32(0.5)
+            else:
+                half[m * panels * wide + k] = np.float32(2e38)
+        reach[m] = np.sqrt(reach[m])
+
+    group = max(1, 8192 // (dsub * wide))  # panels that stay in the nearest cache while rows pass over them
+    centred = np.zeros((ROWS + POINTS) * d, np.float32)
+    square = np.zeros(ROWS + POINTS, np.float32)
+    best = np.empty((ROWS + POINTS) * LANES, np.float32)
+    second = np.empty((ROWS + POINTS) * LANES, np.float32)
+    first = np.empty(ROWS + POINTS, np.float32)
+    runner = np.empty(ROWS + POINTS, np.float32)
+    lane = np.empty(ROWS + POINTS, np.int32)
+    first_bits = first.view(np.int32)
+    scores = np.empty(K, np.float32)
+    bits = scores.view(np.int32)
+    rounding = (2 * dsub + 16) * 2.0**-24
+    coarse = 2.0 ** (lost - 22)
+    for begin in range(0, n, ROWS):
+        rows = min(ROWS, n - begin)
+        for i in range(rows):
+            for j in range(d):
+                centred[i * d + j] = x[begin + i, j] - centre[j]
+        for m in range(M):
+            for i in range(rows):
+                norm = np.float32(0)
+                for j in range(dsub):
+                    c = centred[i * d + m * dsub + j]
+                    norm += c * c
+                square[i] = norm * np.float32(0.5)
+            best[:] = np.float32(3e38)
+            second[:] = np.float32(3e38)
+            for panel in range(0, panels, group):
+                count = min(group, panels - panel)
+                for i in range(0, rows, POINTS):
+                    tile(centred, packed, half, square, best, second, i * d + m * dsub, d,
+                         (m * panels + panel) * dsub * wide, (m * panels + panel) * wide, i, i * LANES, dsub, count,
+                         panel * VECTORS, keep)
+            for i in range(0, rows, POINTS):
+                finish(best, second, first, runner, lane, i * LANES, i)
+            for i in range(rows):
+                size = np.sqrt(2 * np.float64(square[i])) + reach[m]
+                slack = 2 * rounding * size * size + coarse * (abs(first[i]) + abs(runner[i])) + 1e-36
+                if np.float64(runner[i]) - np.float64(first[i]) > slack:
+                    k = (first_bits[i] & ~keep) * LANES + lane[i]
+                else:
+                    k = _decide(x, begin + i, m, codebooks_t, scores, bits)
+                index[begin + i, m] = k
+    if distance.shape[0]:
+        for i in range(n):
+            for m in range(M):
+                total = np.float32(0)
+                for j in range(dsub):
+                    t = x[i, m * dsub + j] - codebooks_t[m, j, index[i, m]]
+                    total += t * t
+                distance[i, m] = total
+
+
+# Lanes, rows and vectors of a tile: rows · vectors accumulators, with the codewords, fill the registers.
+_SHAPES = {"avx512": (16, 4, 4), "avx2": (8, 4, 2), "neon": (4, 4, 4)}
+
+
+def _nearest_level(level: str) -> dict[str, Any] | None:
+    if level not in _SHAPES:
+        return None
+    lanes, points, vectors = _SHAPES[level]
+    tile = simd.intrinsic(partial(_tile, lanes, points, vectors), (
+        "x", "packed", "half", "square", "best", "second"), (
+        "row", "stride", "panel", "norm", "point", "state", "dsub", "panels", "number", "keep"))
+    finish = simd.intrinsic(partial(_finish, lanes, points), (
+        "best", "second", "first", "runner", "lane"), ("state", "point"))
+    return {"LANES": lanes, "POINTS": points, "VECTORS": vectors, "ROWS": 256, "tile": tile, "finish": finish}
+
+
+def _tile(lanes: int, points: int, vectors: int, builder: Any, v: dict[str, Any]) -> None:
+    """Emit: let ``points`` rows pass over ``panels`` panels of codewords, and keep their best two in each lane."""
+    b, w = builder, simd.Vectors(builder, lanes)
+    wide = w.index(lanes * vectors)
+    rows = [w.at(v["x"], b.add(v["row"], b.mul(v["stride"], w.index(p)))) for p in range(points)]
+    square = [w.splat(b.load(w.at(v["square"], b.add(v["point"], w.index(p))))) for p in range(points)]
+    state = [b.add(v["state"], w.index(p * lanes)) for p in range(points)]
+    best = [w.variable(w.load(v["best"], at)) for at in state]
+    second = [w.variable(w.load(v["second"], at)) for at in state]
+    sums = [[w.variable() for _ in range(vectors)] for _ in range(points)]
+    keep = w.splat(b.trunc(v["keep"], w.i32))
+    with w.loop(v["panels"]) as panel:
+        norms = [w.load(v["half"], b.add(b.add(v["norm"], b.mul(panel, wide)), w.index(i * lanes)))
+                 for i in range(vectors)]
+        for p in range(points):
+            for i in range(vectors):
+                w.set(sums[p][i], b.fadd(norms[i], square[p]))
+        codewords = w.at(v["packed"], b.add(v["panel"], b.mul(b.mul(panel, wide), v["dsub"])))
+        with w.loop(v["dsub"]) as j:
+            at = b.mul(j, wide)
+            c = [w.load(codewords, b.add(at, w.index(i * lanes))) for i in range(vectors)]
+            for p in range(points):
+                x = w.splat(b.load(w.at(rows[p], j)))
+                for i in range(vectors):
+                    w.set(sums[p][i], w.fma(x, c[i], w.get(sums[p][i])))
+        for i in range(vectors):
+            number = b.add(b.add(v["number"], b.mul(panel, w.index(vectors))), w.index(i))
+            tag = w.splat(b.trunc(number, w.i32))
+            for p in range(points):
+                score = b.bitcast(w.get(sums[p][i]), w.itype)
+                key = b.bitcast(b.or_(b.and_(score, keep), tag), w.type)
+                before = w.get(best[p])
+                w.set(second[p], w.least(w.most(key, before), w.get(second[p])))
+                w.set(best[p], w.least(key, before))
+    for p in range(points):
+        w.store(w.get(best[p]), v["best"], state[p])
+        w.store(w.get(second[p]), v["second"], state[p])
+
+
+def _finish(lanes: int, points: int, builder: Any, v: dict[str, Any]) -> None:
+    """Emit: of each row's lanes the least, its lane, and the least of all others."""
+    b, w = builder, simd.Vectors(builder, lanes)
+    best = [w.load(v["best"], b.add(v["state"], w.index(p * lanes))) for p in range(points)]
+    second = [w.load(v["second"], b.add(v["state"], w.index(p * lanes))) for p in range(points)]
+    least, where = w.least_of_each(best)
+    rest = []
+    mask_type = w.ir.IntType(lanes)
+    flags = w.ir.VectorType(w.ir.IntType(1), lanes)
+    for p in range(points):
+        equal = b.fcmp_ordered("==", best[p], w.shuffle(least, least, [where[p]] * lanes))
+        mask = b.bitcast(equal, mask_type)
+        lane = b.cttz(mask, w.ir.IntType(1)(0))
+        b.store(w.to_i32(lane), w.at(v["lane"], b.add(v["point"], w.index(p))))
+        only = b.bitcast(b.and_(mask, b.sub(mask_type(0), mask)), flags)  # the lowest of the equal ones
+        rest.append(w.least(b.select(only, w.constant(3e38), best[p]), second[p]))
+    runner, where = w.least_of_each(rest)
+    w.store(w.shuffle(least, least, where), v["first"], v["point"])
+    w.store(w.shuffle(runner, runner, where), v["runner"], v["point"])
+
+
+@kernel("f4:2 f4:3 i4:2w f4:2w", twin=_nearest_codewords_twin, work=_work, helpers=(_decide,),
+        tiled=(_nearest_tiled, _nearest_level))
+def nearest_codewords(x, codebooks_t, index, distance):
+    """Write the nearest codeword of each block of ``x`` (n, M·dsub): ``index`` and squared ``distance`` (n, M).
+
+    ``distance`` may be empty, and is then left out.
+    """
+    M, _, K = codebooks_t.shape
+    scores = np.empty(K, np.float32)
     bits = scores.view(np.int32)
     for m in range(M):
         for i in range(x.shape[0]):
-            for k in range(K):
-                scores[k] = 0.0
-            for j in range(dsub):
-                a = x[i, m * dsub + j]
-                for k in range(K):
-                    t = a - codebooks_t[m, j, k]
-                    scores[k] += t * t
-            least = bits[0]
-            for k in range(K):
-                least = min(least, bits[k])
-            best = 0
-            while bits[best] != least:
-                best += 1
-            index[i, m] = best
-            distance[i, m] = scores[best]
+            index[i, m] = _decide(x, i, m, codebooks_t, scores, bits)
+            if distance.shape[0]:
+                distance[i, m] = scores[index[i, m]]
 
 
 def transpose(codebooks: Float) -> Float:
