@@ -22,6 +22,8 @@ _HOME = {
     "load": "persist",
     "NpquantError": "errors",
     "InvalidInputError": "errors",
+    "InvalidTypeError": "errors",
+    "DivergedError": "errors",
     "NotFittedError": "errors",
     "NotInvertibleError": "errors",
     "FormatError": "errors",
@@ -33,8 +35,10 @@ __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
     from npquant.deep import DeepQuantizer as DeepQuantizer
+    from npquant.errors import DivergedError as DivergedError
     from npquant.errors import FormatError as FormatError
     from npquant.errors import InvalidInputError as InvalidInputError
+    from npquant.errors import InvalidTypeError as InvalidTypeError
     from npquant.errors import NotFittedError as NotFittedError
     from npquant.errors import NotInvertibleError as NotInvertibleError
     from npquant.errors import NpquantError as NpquantError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any, TypeVar
 
@@ -65,6 +66,9 @@ class Estimator:
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, self._fitted_attribute)
 
+    def _check_state(self) -> None:
+        """Raise where what was learned does not fit together; called on what comes from a file."""
+
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
             raise not_fitted(type(self).__name__)
@@ -104,8 +108,8 @@ class Transformer(Estimator):
 
 
 def clone(estimator: Any) -> Any:
-    """Return an unfitted copy with the same parameters (nested estimators are cloned too)."""
-    params = {name: clone(value) if isinstance(value, Estimator) else value
+    """Return an unfitted copy with the same parameters (nested estimators are cloned too, others copied)."""
+    params = {name: clone(value) if isinstance(value, Estimator) else copy.deepcopy(value)
               for name, value in estimator.get_params(deep=False).items()}
     return type(estimator)(**params)
 

@@ -137,6 +137,16 @@ def labels(y: Any, n: int, name: str = "y") -> NDArray[np.int64]:
                                 "Give labels of one kind, all numbers or all strings.") from None
 
 
+def fitted(array: Any, shape: tuple[int | None, ...], name: str, dtype: Any = np.float32) -> None:
+    """Raise unless ``array`` is finite and of that dtype and shape (``None``: any length but 0)."""
+    if (not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(shape)
+            or any(have != want if want is not None else have == 0 for have, want in zip(array.shape, shape))
+            or not np.isfinite(array).all()):
+        raise InvalidInputError(f"{name} has shape {getattr(array, 'shape', None)} and dtype "
+                                f"{getattr(array, 'dtype', type(array).__name__)}, wanted finite "
+                                f"{np.dtype(dtype).name} of shape {shape}.")
+
+
 def length(array: Any, n: int, name: str, of: str = "X") -> None:
     """Raise unless ``array`` has ``n`` rows."""
     if len(array) != n:

@@ -59,7 +59,8 @@ class Similarity:
             return samplers.triplets(y, self.similar(batch), mining=how.mining, positives=how.positives,
                                      gap=loss.gap, rng=rng, valid=self.known(batch))
         if isinstance(loss, losses.Contrastive):
-            return samplers.pairs(self.similar(batch), rng=rng)
+            return samplers.pairs(self.similar(batch), positives=how.positives, negatives=how.positives, rng=rng,
+                                  valid=self.known(batch))
         raise InvalidInputError("loss='softmax' needs one class label a row: give y of shape (n,), or choose "
                                 "loss='triplet' or 'contrastive'.")
 
@@ -73,6 +74,10 @@ class Similarity:
     def retrieval(self, queries: Rows, database: Rows, distances: Any) -> float:
         """Return the mean average precision of ``distances(start, stop)`` -> (rows, database)."""
         raise NotImplementedError
+
+    def tells(self, queries: Rows, database: Rows) -> bool:
+        """Return whether a ranking of ``database`` for ``queries`` can be better or worse."""
+        return True
 
 
 class Labels(Similarity):
@@ -112,6 +117,11 @@ class Labels(Similarity):
                                     "there is no similar pair. Give at least 2 rows of a class, loss='softmax', or "
                                     "leave y out to learn from nearest neighbours.")
 
+    def tells(self, queries: Rows, database: Rows) -> bool:
+        """Return whether some query has a class that the database has beside others."""
+        known = np.unique(self.labels[database])
+        return len(known) > 1 and bool(np.isin(self.labels[queries], known).any())
+
     def retrieval(self, queries: Rows, database: Rows, distances: Any) -> float:
         """Return MAP by equal labels."""
         return metrics.mean_average_precision(distances, self.labels[queries], self.labels[database])
@@ -142,6 +152,11 @@ class MultiLabels(Similarity):
         if shares or not (self.indicator.sum(axis=0) > 1).any():
             raise InvalidInputError(f"y makes {'every' if shares else 'no'} pair of rows similar: nothing can be "
                                     "told apart. Give labels that some rows share and some do not.")
+
+    def tells(self, queries: Rows, database: Rows) -> bool:
+        """Return whether some query shares a label with some of the database and not with all."""
+        shared = self.indicator[queries] @ self.indicator[database].T > 0
+        return bool((shared.any(axis=1) & ~shared.all(axis=1)).any())
 
     def retrieval(self, queries: Rows, database: Rows, distances: Any) -> float:
         """Return MAP by shared labels."""
@@ -255,6 +270,10 @@ class Explicit(Similarity):
                 raise InvalidInputError("No row stands in both a similar and a dissimilar pair, so no triplet can be "
                                         "made of these pairs: use loss='contrastive'.")
 
+    def tells(self, queries: Rows, database: Rows) -> bool:
+        """Return whether pairs are of both kinds."""
+        return self.kind == "triplets" or len(np.unique(self.tuples[:, 2])) == 2
+
     def ordering(self, distances: Array) -> float:
         """Return how well ADC ``distances`` order the tuples.
 
@@ -281,7 +300,7 @@ def read(X: Array, y: Any, pairs: Any, triplets: Any, n_neighbors: int, threads:
     if pairs is not None:
         return Explicit(_pairs(pairs, n), "pairs")
     if triplets is not None:
-        return Explicit(_checks.row_numbers(triplets, n, 3, "triplets"), "triplets")
+        return Explicit(_triplets(triplets, n), "triplets")
     if y is None:
         return Neighbours(X, _checks.integer(n_neighbors, "n_neighbors"), threads)
     array = np.asarray(y)
@@ -292,6 +311,15 @@ def read(X: Array, y: Any, pairs: Any, triplets: Any, n_neighbors: int, threads:
                                     "column a label. Give one label a row, or an indicator matrix.")
         return MultiLabels(array.astype(np.float32))
     return Labels(_checks.labels(y, n))
+
+
+def _triplets(triplets: Any, n: int) -> Rows:
+    array = _checks.row_numbers(triplets, n, 3, "triplets")
+    same = np.flatnonzero((array[:, 0] == array[:, 2]) | (array[:, 1] == array[:, 2]))
+    if len(same):
+        raise InvalidInputError(f"triplets row {same[0]} is {array[same[0]].tolist()}: the third must be another row "
+                                "than the first two. Drop such triplets.")
+    return array
 
 
 def _pairs(pairs: Any, n: int) -> Rows:
@@ -333,17 +361,26 @@ class Validation:
             distances = np.stack([np.square(outputs[tuples[:, 0]] - decoded[column]).sum(axis=1)
                                   for column in tuples[:, 1:].T], axis=1)
             return self.supervision.ordering(distances[:, 0] if distances.shape[1] == 1 else distances)
-        codes = codec.encode(training)
-        scorer = codec.scorer(outputs)
-        scores = scorer.scores(codes)
+        codes = codec.encode(training[self.database])
         held = np.arange(len(self.rows)) + len(self.database)
-        return self.supervision.retrieval(held, np.arange(len(self.database)), lambda a, b: scores[a:b])
+        return self.supervision.retrieval(held, np.arange(len(self.database)),
+                                          lambda start, stop: codec.scorer(outputs[start:stop]).scores(codes))
+
+    def check(self) -> None:
+        """Raise where the figure would say nothing."""
+        held = np.arange(len(self.rows)) + len(self.database)
+        if not self.supervision.tells(held, np.arange(len(self.database))):
+            raise InvalidInputError("validation says nothing: of what is held out, nothing is similar to any training "
+                                    "vector, or everything. Hold out more, or other vectors.")
 
 
 def hold_out(supervision: Similarity, n: int, fraction: float,
              rng: np.random.Generator) -> tuple[Similarity, Rows, Validation]:
     """Return (supervision for training, its rows of X, what is held out: ``fraction`` of the rows or tuples)."""
     if isinstance(supervision, Explicit):
+        if len(supervision.tuples) < 2:
+            raise InvalidInputError(f"{supervision.kind} has a single row, so none can be held out: leave validation "
+                                    "out, or give more.")
         order = rng.permutation(len(supervision.tuples))
         held = min(max(1, round(fraction * len(order))), len(order) - 1)
         kept = Explicit(supervision.tuples[np.sort(order[held:])], supervision.kind)

@@ -6,7 +6,8 @@ import copy
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -26,6 +27,8 @@ from npquant.transforms import PCA, Standardize
 
 log = logging.getLogger("npquant")
 
+_LARGEST_OUTPUT = 1e12  # beyond, squared distances lose what they are compared for
+
 # Floating-point operations of a forward pass below which a second thread of the BLAS costs more than it does.
 _SMALL_STEP = 5e8
 
@@ -38,6 +41,8 @@ OUTPUTS: dict[str, Callable[[], rules.OutputTransform]] = {
     "ssm": rules.space_shuttle,
     "hybrid": lambda: rules.space_shuttle(emit="gradient"),
 }
+SCHEDULES: dict[str, Callable[[], Any]] = {"cosine": nn.Cosine, "constant": nn.Constant,
+                                           "steps": partial(nn.Steps, (0.5, 0.75), (1.0, 0.1, 0.01))}
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": partial(nn.Adam, betas=(0.9, 0.99)),
     "sgd": partial(nn.SGD, momentum=0.9),
@@ -77,8 +82,9 @@ class DeepQuantizer(Quantizer):
     optimizer : {"adam", "sgd"} or an optimizer of ``npquant.nn``
     lr, weight_decay : float
         For an optimizer given by name; decay is decoupled for Adam, and leaves biases alone.
-    schedule : schedule of ``npquant.nn``, optional
-        Multiplies the rate, by training progress; cosine decay by default.
+    schedule : {"cosine", "constant", "steps"} or a schedule of ``npquant.nn``, optional
+        Multiplies the rate, by training progress; cosine decay by default. ``"steps"``: a tenth from half of the
+        training on, a hundredth from three quarters on.
     epochs, batch_size : int
         With labels, a batch is ``batch_size // per_class`` groups of up to ``per_class`` rows of a class.
     per_class : int
@@ -105,7 +111,8 @@ class DeepQuantizer(Quantizer):
     progress : bool
         A tqdm bar (extra ``progress``).
     random_state : None, int or numpy.random.Generator
-        The same seed gives the same bits on one machine, whatever ``threads``.
+        The same seed gives the same bits on one machine whatever ``threads``, as long as the BLAS has the same
+        number of threads of its own (its products round differently).
     threads : int, optional
         Threads of everything but the BLAS.
 
@@ -148,7 +155,7 @@ class DeepQuantizer(Quantizer):
     history_: list[dict[str, Any]]
     training_: dict[str, Any] | None
 
-    def __init__(self, hidden: Iterable[int] = (512,), d_out: int = 32, *, loss: Any = "triplet",
+    def __init__(self, hidden: Sequence[int] = (512,), d_out: int = 32, *, loss: Any = "triplet",
                  output: Any = "gsl", quantizer: Quantizer | None = None, whiten: int | None = None,
                  normalize: bool = True, batch_norm: bool = False, dropout: float = 0.2, optimizer: Any = "adam",
                  lr: float = 2e-3, weight_decay: float = 1e-3, schedule: Any = None, epochs: int = 30,
@@ -209,12 +216,11 @@ class DeepQuantizer(Quantizer):
         DivergedError
             A loss or gradient was not finite; the model is left as it was at the end of the epoch before.
         KeyboardInterrupt
-            Passed on after the model has been made usable as of the end of the epoch before.
+            Passed on after the model has been made usable, as it would be had training ended with the epoch before.
         """
         x = _checks.vectors(X, min_rows=2)
-        trainer = _Trainer(self, x, y, pairs, triplets, self.training_ if resume and self._resumable() else None)
-        self._remember_features(X, x.shape[1])
-        trainer.run()
+        saved = getattr(self, "training_", None) if resume else None
+        _Trainer(self, X, x, y, pairs, triplets, saved).run()
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[Any]:
@@ -250,23 +256,27 @@ class DeepQuantizer(Quantizer):
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.d_out)
-
-    def _resumable(self) -> bool:
-        return getattr(self, "training_", None) is not None
+        return self.quantizer_.n_features_in_
 
     def check_codes(self, codes: Any) -> Codes:
         """Return ``codes`` if they are codes of the inner codec."""
+        self._check_fitted()
         return self.quantizer_.check_codes(codes)
 
     def refine(self, X: Any, n_iter: int = 3) -> DeepQuantizer:
         """Go on training the codebooks alone on the outputs of ``X`` (n, d)."""
-        self.quantizer_.refine(self.transform(X), n_iter)
+        self.quantizer_ = copy.copy(self.quantizer_).refine(self.transform(X), n_iter)
         return self
 
     def _embed(self, x: Float) -> Float:
         return np.asarray(self.network_.predict(self.input_.transform(x)) if len(x) else
-                          np.empty((0, self.d_out), np.float32))
+                          np.empty((0, self._n_features_out), np.float32))
+
+    def _check_state(self) -> None:
+        widths = [(self.n_features_in_, self.input_.n_features_in_), (self.input_._n_features_out, self.network_.d_in),
+                  (self.network_.d_out, self.quantizer_.n_features_in_)]
+        if any(have != want for have, want in widths):
+            raise InvalidInputError(f"input, network and codec do not fit together: dimensions {widths}.")
 
     def _encode(self, x: Float) -> Codes:
         return self.quantizer_._encode(x)
@@ -284,15 +294,18 @@ class DeepQuantizer(Quantizer):
 class _Trainer:
     """One training: what follows from the parameters and the data, and a state that an epoch begins from."""
 
-    def __init__(self, model: DeepQuantizer, x: Float, y: Any, pairs: Any, triplets: Any,
+    def __init__(self, model: DeepQuantizer, X: Any, x: Float, y: Any, pairs: Any, triplets: Any,
                  saved: dict[str, Any] | None) -> None:
-        self.model = model
+        self.model, self.X = model, X
         self.epochs = _checks.integer(model.epochs, "epochs")
         self.warmup = _checks.number(model.warmup, "warmup", high=1.0)
         self.ramp = _checks.number(model.ramp, "ramp", high=1.0)
         self.loss = _named(model.loss, "loss", LOSSES)
         self.rule = make_rule(model.output)
-        self.schedule = nn.Cosine() if model.schedule is None else model.schedule
+        self.schedule = _named("cosine" if model.schedule is None else model.schedule, "schedule", SCHEDULES)
+        self.hidden = _widths(model.hidden)
+        if model.callback is not None and not callable(model.callback):
+            raise InvalidInputError(f"callback is {model.callback!r}, wanted a function of one argument.")
         lr, decay = _checks.number(model.lr, "lr", above=True), _checks.number(model.weight_decay, "weight_decay")
         self.optimizer = _named(model.optimizer, "optimizer",
                                 {name: partial(make, lr, weight_decay=decay) for name, make in OPTIMIZERS.items()})
@@ -320,14 +333,27 @@ class _Trainer:
         if model.codebooks == "average" and not hasattr(self.codec, "average"):
             raise InvalidInputError(f"codebooks='average' needs a codec that has it, and {quantizer!r} has not: use "
                                     "codebooks='refit'.")
-        for name, value in (("random_state", int(codec.integers(2**31))), ("threads", model.threads)):
-            if name in self.codec._param_names() and getattr(self.codec, name) is None:
+        drawn = {"random_state": int(codec.integers(2**31)), "threads": model.threads}
+        for name, value in drawn.items():
+            given = getattr(self.codec, name, None)
+            # A Generator goes on from fit to fit; trained in turns and resumed, a codec must begin anew each time.
+            if name in self.codec._param_names() and (given is None or isinstance(given, np.random.Generator)):
                 self.codec.set_params(**{name: value})
-        if saved is not None and saved["shape"] != self.z.shape:
-            raise InvalidInputError(f"The interrupted training had inputs of shape {saved['shape']} and now they are "
-                                    f"{self.z.shape}: resume with the same X, supervision and parameters.")
-        self.state = copy.deepcopy(saved) if saved is not None else self._begin(seed, start, batches)
+        about = self._digest(x, y, pairs, triplets)
+        if saved is not None and saved["about"] != about:
+            changed = ", ".join(name for name in about if saved["about"].get(name) != about[name])
+            raise InvalidInputError(f"The interrupted training cannot go on with another {changed}: resume with what "
+                                    "it was begun with, or fit anew.")
+        self.state = copy.deepcopy(saved) if saved is not None else self._begin(seed, about, start, batches)
         self._try_codec()
+
+    def _digest(self, x: Float, y: Any, pairs: Any, triplets: Any) -> dict[str, Any]:
+        """Return what a resumed training must have in common with its beginning."""
+        model = self.model
+        params = {name: repr(value) for name, value in model.get_params(deep=False).items()
+                  if name not in (*model._runtime_params, "random_state", "validation", "quantizer")}
+        arrays = {"X": x, "y": y, "pairs": pairs, "triplets": triplets}
+        return {**params, "quantizer": repr(self.codec), **{name: _checksum(array) for name, array in arrays.items()}}
 
     def _read_data(self, x: Float, y: Any, pairs: Any, triplets: Any, rng: np.random.Generator) -> None:
         """Set the supervision and the rows of training, and what is held out."""
@@ -335,18 +361,23 @@ class _Trainer:
         self.validation: _supervision.Validation | None = None
         self.rows = np.arange(len(x))
         held = model.validation
-        if isinstance(held, tuple):
+        if isinstance(held, (tuple, list)):
             if len(held) != 2 or y is None:
                 raise InvalidInputError("validation=(X, y) goes with labels y of the training vectors; give a "
                                         "fraction, for example 0.1, with other supervision.")
             x_held = _checks.vectors(held[0], "validation X", d=x.shape[1], owner="X")
             _checks.length(held[1], len(x_held), "validation y", "validation X")
             _checks.length(y, len(x), "y")
-            both = _supervision.read(np.concatenate([x, x_held]), np.concatenate([np.asarray(y), held[1]]), pairs,
+            labels, labels_held = np.asarray(y), np.asarray(held[1])
+            if labels.shape[1:] != labels_held.shape[1:]:
+                raise InvalidInputError(f"validation y has shape {labels_held.shape} and y {labels.shape}: give labels "
+                                        "of one form.")
+            both = _supervision.read(np.concatenate([x, x_held]), np.concatenate([labels, labels_held]), pairs,
                                      triplets, model.n_neighbors, threads)
             self.supervision, self.rows, self.validation = _supervision.held_rows(
                 both, self.rows, len(x) + np.arange(len(x_held)), rng)
             self.x_held = x_held
+            self.validation.check()
             return
         self.supervision = _supervision.read(x, y, pairs, triplets, model.n_neighbors, threads)
         if held is not None:
@@ -354,18 +385,20 @@ class _Trainer:
             self.supervision, self.rows, self.validation = _supervision.hold_out(self.supervision, len(x), fraction,
                                                                                 rng)
             self.x_held = x[self.validation.rows]
+            self.validation.check()
 
-    def _begin(self, seed: int, start: np.random.Generator, batches: np.random.Generator) -> dict[str, Any]:
+    def _begin(self, seed: int, about: dict[str, Any], start: np.random.Generator,
+               batches: np.random.Generator) -> dict[str, Any]:
         model = self.model
         d_out = _checks.integer(model.d_out, "d_out")
-        network = nn.mlp(self.z.shape[1], tuple(model.hidden), d_out, batch_norm=bool(model.batch_norm),
+        network = nn.mlp(self.z.shape[1], self.hidden, d_out, batch_norm=bool(model.batch_norm),
                          dropout=_checks.number(model.dropout, "dropout", high=0.95),
                          normalize=bool(model.normalize), rng=start)
         head = None
         if isinstance(self.loss, nn.Softmax):
             classes = int(self.supervision.labels.max()) + 1  # type: ignore[attr-defined]
             head = nn.Sequential.of(nn.Linear.create(d_out, classes, start))
-        return {"seed": seed, "shape": self.z.shape, "epoch": 0, "network": network, "head": head,
+        return {"seed": seed, "about": about, "epoch": 0, "network": network, "head": head,
                 "optimizer": self.optimizer.init(network.parameters),
                 "head_optimizer": None if head is None else self.optimizer.init(head.parameters),
                 "rule": self.rule.init(len(self.z), d_out), "codec": None, "rho": 0.0, "batches": batches,
@@ -394,13 +427,10 @@ class _Trainer:
                     bar.update()
                 if self.model.callback is not None and self.model.callback(dict(figures)):
                     break
-        except (Exception, KeyboardInterrupt):
-            self._finish()
-            raise
         finally:
             if bar is not None:
                 bar.close()
-        self._finish()
+            self._finish()
 
     def _epoch(self) -> dict[str, Any]:
         state, began = self.state, time.perf_counter()
@@ -419,8 +449,13 @@ class _Trainer:
         state["epoch"] = epoch + 1
         figures = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": rate, "ramp": ramp, "distortion": None,
                    "validation": None, "seconds": 0.0}
-        if state["epoch"] >= self.warmup * self.epochs:
-            self._refit(figures)
+        fits = state["epoch"] >= self.warmup * self.epochs
+        # An epoch may end in numbers that the next one would trip over; then this one did not happen.
+        outputs = state["network"].predict(self.z if fits else self.z[:1024])
+        if not (np.abs(outputs) <= _LARGEST_OUTPUT).all():
+            raise self._diverged("output")
+        if fits:
+            self._refit(outputs, figures)
         figures["seconds"] = time.perf_counter() - began
         state["history"].append(figures)
         return figures
@@ -446,31 +481,32 @@ class _Trainer:
         dy, state["rule"] = self.rule.update(dy, state["rule"], y=y, rows=batch.rows, codewords=codewords)
         finite = {"output": np.isfinite(y).all(), "loss": np.isfinite(value), "gradient": np.isfinite(dy).all()}
         if not all(finite.values()):
-            what = next(name for name, good in finite.items() if not good)
-            raise DivergedError(
-                f"In epoch {state['epoch']} the {what} is not finite. Lower lr = {self.optimizer.lr:g}, or the "
-                f"strength of output={self.model.output!r}, or set normalize=True. The model is left as it was at "
-                "the end of the epoch before.")
+            raise self._diverged(next(name for name, good in finite.items() if not good))
         scale = np.float32(1 / len(batch.rows))
         network.backward(dy * scale, cache, need_dx=False, out=grads)
         state["optimizer"] = self.optimizer.update(network.parameters, grads, state["optimizer"], rate, mask)
         state["network"] = network.absorb(cache)
         if state["head"] is not None:
             state["head_optimizer"] = self.optimizer.update(state["head"].parameters, head_grads * scale,
-                                                            state["head_optimizer"], rate)
+                                                            state["head_optimizer"], rate, state["head"].decay_mask())
         if self.model.codebooks == "average" and state["codec"] is not None:
             state["codec"].average(y, 0.99)
         return value
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"In epoch {self.state['epoch']} the network's {what} is not finite, or too large to be coded. Lower "
+            f"lr = {self.optimizer.lr:g}, or the strength of output={self.model.output!r}, or set normalize=True. The "
+            "model is left as it was at the end of the epoch before.")
 
     def _ramp(self, progress: float) -> float:
         if progress < self.warmup:
             return 0.0
         return min(1.0, (progress - self.warmup) / self.ramp) if self.ramp > 0 else 1.0
 
-    def _refit(self, figures: dict[str, Any]) -> None:
-        """Bring the codebooks to the present outputs, and measure."""
+    def _refit(self, outputs: Float, figures: dict[str, Any]) -> None:
+        """Bring the codebooks to the present outputs of all training rows, and measure."""
         state = self.state
-        outputs = state["network"].predict(self.z)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NpquantWarning)  # said before the training
             state["codec"] = (clone(self.codec).fit(outputs) if state["codec"] is None else
@@ -481,7 +517,7 @@ class _Trainer:
         if self.validation is not None:
             figures["validation"] = self.validation.figure(state["network"].predict(self.z_held), outputs,
                                                            state["codec"])
-            if state["best"] is None or figures["validation"] > state["best"]["figure"]:
+            if state["best"] is None or figures["validation"] >= state["best"]["figure"]:
                 state["best"] = {"figure": figures["validation"], "epoch": figures["epoch"],
                                  "network": state["network"].copy(), "codec": copy.deepcopy(state["codec"])}
 
@@ -496,6 +532,7 @@ class _Trainer:
     def _finish(self) -> None:
         """Train the last codebooks from scratch on the final outputs, keep the better, and set the attributes."""
         state, model = self.state, self.model
+        model.training_ = state  # first of all: whatever happens below, no epoch is lost
         kept = state if state["best"] is None else state["best"]
         network, warm = kept["network"].copy(), copy.deepcopy(kept["codec"])
         outputs = network.predict(self.z)
@@ -504,10 +541,11 @@ class _Trainer:
             codec = clone(self.codec).fit(outputs)
         if warm is not None and warm.score(outputs) > codec.score(outputs):
             codec = warm
+        model._remember_features(self.X, self.input.n_features_in_)
         model.network_, model.input_, model.quantizer_ = network, self.input, codec
         model.history_ = [dict(figures) for figures in state["history"]]
-        done = state["epoch"] == self.epochs or self._no_better()
-        model.training_ = None if done else state
+        if state["epoch"] == self.epochs or self._no_better():
+            model.training_ = None
 
 
 def make_rule(output: Any) -> rules.OutputTransform:
@@ -523,6 +561,20 @@ def make_rule(output: Any) -> rules.OutputTransform:
         return output
     _checks.choice(output, "output", tuple(OUTPUTS))
     return OUTPUTS[output]()
+
+
+def _checksum(array: Any) -> str | None:
+    if array is None:
+        return None
+    plain = np.ascontiguousarray(array)
+    plain = plain.astype(str) if plain.dtype == object else plain
+    return f"{plain.shape} {plain.dtype.str} {zlib.crc32(plain.tobytes()):08x}"
+
+
+def _widths(hidden: Any) -> tuple[int, ...]:
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise InvalidInputError(f"hidden is {hidden!r}, wanted a sequence of widths, such as (512,).")
+    return tuple(_checks.integer(width, "hidden") for width in hidden)
 
 
 def _named(value: Any, name: str, known: Mapping[str, Callable[[], Any]]) -> Any:

@@ -132,6 +132,9 @@ class KMeans(Transformer):
     def _n_features_out(self) -> int:
         return int(self.cluster_centers_.shape[0])
 
+    def _check_state(self) -> None:
+        _checks.fitted(self.cluster_centers_, (None, self.n_features_in_), "cluster_centers_")
+
 
 def _as_codebook(centers: Float) -> Float:
     return nearest.transpose(centers[np.newaxis])

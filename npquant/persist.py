@@ -31,8 +31,9 @@ It is put in :data:`KINDS`, under the module that defines it, and is one of:
 * a class with ``_get_state(self) -> tree`` and a class method ``_from_state(state) -> object``;
 * a frozen dataclass: stored as its fields, rebuilt by ``cls(**fields)``.
 
-``_set_state``, ``_from_state`` and ``__init__`` must raise (``ValueError`` or any such) for impossible
-content, which becomes a ``FormatError``; arrays handed to them are read-only where the file is mapped.
+``_set_state``, ``_check_state`` (called after the attributes are set), ``_from_state`` and ``__init__`` must
+raise (``ValueError`` or any such) for impossible content, which becomes a ``FormatError``; arrays handed to them
+are read-only where the file is mapped.
 
 The format
 ----------
@@ -787,6 +788,8 @@ def _restore_estimator(cls: Any, params: dict[str, Any], fitted: dict[str, Any] 
         if not _is_fitted_name(name):  # a file must not put an attribute over a method
             raise ValueError(f"{name!r} is not the name of a fitted attribute")
         setattr(estimator, name, value)
+    if fitted is not None:
+        estimator._check_state()
     return estimator
 
 

@@ -33,7 +33,8 @@ class Standardize(Transformer):
         mean = x.mean(axis=0, dtype=np.float64)
         power = sum(float(np.square(x[start:start + 65536] - mean).sum()) for start in range(0, len(x), 65536))
         self.mean_ = mean.astype(np.float32)
-        self.scale_ = float(np.sqrt(x.size / power)) if power > 0 else 1.0
+        # Of data smaller than float32 can be scaled up to 1, the scale is the largest there is.
+        self.scale_ = min(float(np.sqrt(x.size / power)), 1e30) if power > 0 else 1.0
         self._remember_features(X, x.shape[1])
         return self
 
@@ -52,6 +53,10 @@ class Standardize(Transformer):
     @property
     def _n_features_out(self) -> int:
         return self.n_features_in_
+
+    def _check_state(self) -> None:
+        _checks.fitted(self.mean_, (self.n_features_in_,), "mean_")
+        _checks.number(self.scale_, "scale_", above=True)
 
 
 class PCA(Transformer):
@@ -135,3 +140,9 @@ class PCA(Transformer):
     @property
     def _n_features_out(self) -> int:
         return int(self.components_.shape[0])
+
+    def _check_state(self) -> None:
+        d = self.n_features_in_
+        _checks.fitted(self.mean_, (d,), "mean_")
+        _checks.fitted(self.components_, (None, d), "components_")
+        _checks.fitted(self.scale_, (len(self.components_),), "scale_")

@@ -190,6 +190,60 @@ def test_ctrl_c_leaves_a_usable_model_that_resumes(monkeypatch):
     same_model(whole, model.fit(X, Y, resume=True))
 
 
+def test_ctrl_c_during_the_last_codebooks_loses_nothing(monkeypatch):
+    whole, model = make().fit(X, Y), make()
+    fit = nq.ProductQuantizer._fit
+
+    def interrupted(self, x):
+        if sum(calls) == 2:  # tried at the beginning, fitted in training, and now for the last time
+            raise KeyboardInterrupt
+        calls.append(1)
+        fit(self, x)
+    calls = []
+    monkeypatch.setattr(nq.ProductQuantizer, "_fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y)
+    assert not hasattr(model, "quantizer_")
+    assert len(model.training_["history"]) == 9
+    monkeypatch.undo()
+    same_model(whole, model.fit(X, Y, resume=True))
+
+
+def test_a_codec_with_a_generator_is_left_alone_and_resumes():
+    rng = np.random.default_rng(5)
+    codec = nq.ProductQuantizer(m=2, nbits=4, random_state=rng)
+    before = repr(rng.bit_generator.state)
+    whole = make(quantizer=codec).fit(X, Y)
+    again = make(quantizer=codec, callback=stop_after(4)).fit(X, Y).set_params(callback=None).fit(X, Y, resume=True)
+    same_model(whole, again)
+    assert repr(rng.bit_generator.state) == before
+    assert rng.bit_generator.seed_seq.n_children_spawned == 0
+
+
+def test_validation_against_a_part_of_a_large_database(monkeypatch):
+    monkeypatch.setattr("npquant._supervision._VALIDATION_DATABASE", 100)
+    for labels in (Y, np.eye(10, dtype=int)[Y], None):
+        assert 0.1 < make(validation=0.2).fit(X, labels).history_[-1]["validation"] < 1
+
+
+def test_an_index_keeps_the_codec_it_was_filled_with():
+    model = make().fit(X, Y)
+    index, before = model.index(X), None
+    for change in (lambda: None, lambda: model.refine(X[:100]), lambda: model.set_params(random_state=1).fit(X, Y)):
+        change()
+        found = index.search(Q, 5)
+        assert before is None or (found.ids.tobytes(), found.distances.tobytes()) == before
+        before = found.ids.tobytes(), found.distances.tobytes()
+
+
+def test_a_file_whose_parts_do_not_fit_together_is_refused(tmp_path):
+    model = make().fit(X, Y)
+    model.quantizer_ = nq.ProductQuantizer(m=2, nbits=4).fit(X)
+    nq.save(model, tmp_path / "bad.npq")
+    with pytest.raises(nq.FormatError, match="do not fit together"):
+        nq.load(tmp_path / "bad.npq")
+
+
 def test_a_failing_callback_loses_nothing():
     def callback(figures):
         if figures["epoch"] == 2:
@@ -202,14 +256,27 @@ def test_a_failing_callback_loses_nothing():
 
 def test_resume_with_other_data_is_refused():
     model = make(callback=stop_after(1)).fit(X, Y)
-    with pytest.raises(InvalidInputError, match=r"\(600, 64\).*\(500, 64\)"):
-        model.fit(X[:500], Y[:500], resume=True)
+    for arguments, params, what in (((X[:500], Y[:500]), {}, "another X, y"), ((X, Y[::-1]), {}, "another y"),
+                                    ((X, Y), {"output": "ssm"}, "another output"),
+                                    ((X, Y), {"optimizer": "sgd"}, "another optimizer")):
+        other = copy.deepcopy(model).set_params(**params)
+        with pytest.raises(InvalidInputError, match=what):
+            other.fit(*arguments, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow is what is provoked here
+@pytest.mark.parametrize("params", [{"lr": 1e30, "epochs": 6, "batch_size": 1000}, {"lr": 1e12, "epochs": 1}], ids=str)
+def test_divergence_in_the_last_step_of_an_epoch(params):
+    model = make(normalize=False, **params)
+    with pytest.raises(DivergedError, match="not finite, or too large"):
+        model.fit(X, Y)
+    assert np.isfinite(model.transform(Q)).all()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow is what is provoked here
 def test_divergence_is_explained_and_leaves_the_model_usable():
     model = make(normalize=False, optimizer="sgd", lr=0.05, output=nn.quantization_penalty(1e30, unit="raw"))
-    with pytest.raises(DivergedError, match=r"In epoch 3 the .* is not finite. Lower lr = 0.05"):
+    with pytest.raises(DivergedError, match=r"In epoch 3 the .* is not finite.* Lower lr = 0.05"):
         model.fit(X, Y)
     assert len(model.history_) == 3
     assert np.isfinite(model.transform(Q)).all()
@@ -259,6 +326,14 @@ def test_index_embeds_raw_queries_and_survives_a_file(tmp_path):
     ({"n_neighbors": 599}, {}, "lower n_neighbors"),
     ({"whiten": 65}, {"y": Y}, "n_components is 65"),
     ({"codebooks": "none"}, {"y": Y}, "codebooks is 'none'"),
+    ({"schedule": "linear"}, {"y": Y}, "schedule is 'linear'"),
+    ({"hidden": 512}, {"y": Y}, "hidden is 512"),
+    ({"hidden": (0,)}, {"y": Y}, "hidden is 0"),
+    ({"callback": 3}, {"y": Y}, "callback is 3"),
+    ({"validation": (Q, YQ + 100)}, {"y": Y}, "validation says nothing"),
+    ({"validation": (Q, YQ[:, None])}, {"y": Y}, r"validation y has shape \(200, 1\)"),
+    ({"validation": 0.1}, {"triplets": [[0, 1, 2]]}, "none can be held out"),
+    ({}, {"triplets": [[0, 1, 2], [5, 6, 5]]}, r"triplets row 1 is \[5, 6, 5\]"),
 ], ids=lambda value: str(value)[:40])
 def test_bad_input_is_told_before_any_training(change, arguments, message):
     model = make(**change)

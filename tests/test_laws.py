@@ -202,7 +202,7 @@ class PadsWithZero(FlatIndex):
 
 class LargerFirst(FlatIndex):
     def _search(self, scorer, k, threads):
-        distances, ids = scorer.topk(self._codes, -self._ids, k, threads)
+        distances, ids = scorer._topk(self._held.codes, -self._held.ids, k, threads)
         return distances, -ids
 
 
@@ -210,13 +210,14 @@ class OnlyHides(FlatIndex):
     def remove(self, ids):
         names = np.unique(self._check_ids(ids, "ids"))
         self._rows(names)
-        self._ids = np.where(np.isin(self._ids, names), 7, self._ids)
+        held = self._held
+        self._held = held._replace(ids=np.where(np.isin(held.ids, names), 7, held.ids))
         return len(names)
 
 
 class RemovesWhatItKnows(FlatIndex):
     def remove(self, ids):
-        return super().remove(np.intersect1d(np.asarray(ids, object).astype(np.int64), self._ids))
+        return super().remove(np.intersect1d(np.asarray(ids, object).astype(np.int64), self._held.ids))
 
 
 class HalfRemoves(FlatIndex):
@@ -230,13 +231,13 @@ class AddsFirst(FlatIndex):
     def add(self, X, ids=None):
         names = super().add(X)
         if ids is not None:
-            self._ids[-len(names):] = self._check_ids(ids, "ids")
+            self._held.ids[-len(names):] = self._check_ids(ids, "ids")
         return names
 
 
 class Renumbers(FlatIndex):
     def _next_id(self):
-        return int(self._ids.max()) + 1 if len(self._ids) else 0
+        return int(self._held.ids.max()) + 1 if len(self._held.ids) else 0
 
 
 class CodesInBatches(FlatIndex):
@@ -272,7 +273,7 @@ class SeesTheLayout(FlatIndex):
 class KeepsIds(FlatIndex):
     def _add(self, codes, ids):
         super()._add(codes, ids)
-        self._ids = ids
+        self._held = self._held._replace(ids=ids)
 
     @staticmethod
     def _check_ids(ids, name):
@@ -280,7 +281,7 @@ class KeepsIds(FlatIndex):
 
 
 class SharesIds(FlatIndex):
-    ids = property(lambda self: self._ids)
+    ids = property(lambda self: self._held.ids)
 
 
 class NotQuiteZero(FlatIndex):

@@ -74,8 +74,8 @@ def test_tables_are_brute_force(x):
 def test_nearby_is_brute_force(x, k):
     x[:5] = x[5:10] = 0  # ties
     pq = fit(x, 2, 6)
-    pq._set_codebooks(np.concatenate([pq.codebooks_[:, :32] * scale for scale in (1, -1)], axis=1).astype(np.float32))
-    pq._set_codebooks(np.where(np.arange(64)[:, None] % 3, pq.codebooks_, np.abs(pq.codebooks_[:, :1])))  # equal ones
+    pq.codebooks_ = np.concatenate([pq.codebooks_[:, :32] * scale for scale in (1, -1)], axis=1).astype(np.float32)
+    pq.codebooks_ = np.where(np.arange(64)[:, None] % 3, pq.codebooks_, np.abs(pq.codebooks_[:, :1]))  # equal ones
     near = pq.nearby(x, k)
     assert near.shape == (200, 2, min(k, 64), 3)
     assert near.dtype == np.float32
@@ -112,7 +112,7 @@ def test_refining_helps(x):
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 1.0])
 def test_average_is_the_hand_written_loop(x, decay):
     pq = fit(x, 2, 3)
-    pq._set_codebooks(pq.codebooks_ + np.float32(0.5))
+    pq.codebooks_ = pq.codebooks_ + np.float32(0.5)
     start = pq.codebooks_.copy()
     batches = [x[:50], x[50:60] + 1, x[:1], x[60:]]
     for batch in batches:
@@ -123,7 +123,7 @@ def test_average_is_the_hand_written_loop(x, decay):
     if decay == 1.0:
         np.testing.assert_allclose(pq.codebooks_, start, rtol=1e-6)
     fresh = fit(x, 2, 3)
-    fresh._set_codebooks(start)
+    fresh.codebooks_ = start
     fresh.average(x, decay)
     for m in range(2):  # a fit or a refinement begins the averages anew
         wanted = reference.moving_average(start[m], [x[:, 3 * m:3 * m + 3]], decay)

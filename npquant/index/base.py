@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from npquant.errors import InvalidInputError
 from npquant.quantizers.base import Codes, Float, Quantizer
 
 Ids = NDArray[np.int64]
+
+_QUERIES = 1024  # whose tables are held at a time
 
 
 class SearchResult(NamedTuple):
@@ -53,6 +56,9 @@ class Index:
             ``X`` or ``ids`` is wrong; the index is left as it was.
         """
         codes = self.codec.encode(X, metric=self.metric)
+        if self.ntotal == 0:
+            # What is fitted anew later must not change what these codes mean; codecs replace their arrays.
+            self.codec = copy.copy(self.codec)
         if ids is None:
             first = self._next_id()
             if first + len(codes) > 2**63:
@@ -95,13 +101,14 @@ class Index:
         """
         k = _checks.integer(k, "k")
         threads = _checks.threads(threads)
-        scorer = self.codec.scorer(queries, self.metric)
-        nq = scorer.n_queries
-        distances = np.full((nq, k), np.inf, np.float32)
-        ids = np.full((nq, k), -1, np.int64)
+        q = self.codec._vectors(queries, "queries")
+        distances = np.full((len(q), k), np.inf, np.float32)
+        ids = np.full((len(q), k), -1, np.int64)
         held = min(k, self.ntotal)
-        if held and nq:
-            distances[:, :held], ids[:, :held] = self._search(scorer, held, threads)
+        for start in range(0, len(q) if held else 0, _QUERIES):
+            block = slice(start, start + _QUERIES)
+            scorer = self.codec.scorer(q[block], self.metric)
+            distances[block, :held], ids[block, :held] = self._search(scorer, held, threads)
         if self.metric != "l2":
             np.negative(distances, out=distances)
         return SearchResult(distances, ids)

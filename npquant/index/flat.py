@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,8 @@ class FlatIndex(Index):
 
     def __init__(self, codec: Quantizer, metric: str = "l2") -> None:
         super().__init__(codec, metric)
-        self._codes: Codes | None = None
-        self._ids: Ids = np.empty(0, np.int64)
-        self._next = 0  # one more than the largest id ever given, removed ones included
+        # In one piece, so that an interruption or another thread sees all of a change or nothing.
+        self._held = _Held(None, np.empty(0, np.int64), 0)
 
     def remove(self, ids: Any) -> int:
         """Remove vectors by id; return how many. No other id changes.
@@ -56,9 +55,10 @@ class FlatIndex(Index):
         """
         names = np.unique(self._check_ids(ids, "ids"))
         self._rows(names)  # raises for an unknown one
-        if self._codes is not None:
-            kept = ~np.isin(self._ids, names)
-            self._codes, self._ids = self._codes[kept], self._ids[kept]
+        codes, held, next_id = self._held
+        if codes is not None:
+            kept = ~np.isin(held, names)
+            self._held = _Held(codes[kept], held[kept], next_id)
         return len(names)
 
     def reconstruct(self, ids: Any) -> Float:
@@ -70,18 +70,18 @@ class FlatIndex(Index):
             An id is not in the index.
         """
         rows = self._rows(self._check_ids(ids, "ids"))
-        codes = self._codes if self._codes is not None else np.empty((0, self.codec.code_size), np.uint8)
-        return self.codec.decode(codes[rows])
+        codes = self._held.codes
+        return self.codec.decode(np.empty((0, self.codec.code_size), np.uint8) if codes is None else codes[rows])
 
     @property
     def ntotal(self) -> int:
         """Number of vectors held."""
-        return len(self._ids)
+        return len(self._held.ids)
 
     @property
     def ids(self) -> Ids:
         """The ids held, in the order of addition (a copy)."""
-        return self._ids.copy()
+        return self._held.ids.copy()
 
     def __repr__(self) -> str:
         fitted = self.codec.__sklearn_is_fitted__()
@@ -89,45 +89,51 @@ class FlatIndex(Index):
         return f"FlatIndex({self.codec!r}, metric={self.metric!r}): {self.ntotal} vectors, {size}"
 
     def _rows(self, names: Ids) -> NDArray[np.intp]:
-        order = np.argsort(self._ids, kind="stable")
-        at = np.searchsorted(self._ids, names, sorter=order)
+        ids = self._held.ids
+        order = np.argsort(ids, kind="stable")
+        at = np.searchsorted(ids, names, sorter=order)
         found = np.zeros(len(names), bool)
         inside = at < len(order)
-        found[inside] = self._ids[order[at[inside]]] == names[inside]
+        found[inside] = ids[order[at[inside]]] == names[inside]
         if not found.all():
             raise InvalidInputError(f"ids contain {names[~found][0]}, which is not in the index.")
         return order[at]
 
     def _next_id(self) -> int:
-        return self._next
+        return self._held.next_id
 
     def _contains(self, ids: Ids) -> NDArray[np.bool_]:
-        return np.isin(ids, self._ids)
+        return np.isin(ids, self._held.ids)
 
     def _add(self, codes: Codes, ids: Ids) -> None:
-        self._codes = codes if self._codes is None else np.concatenate([self._codes, codes])
-        self._ids = np.concatenate([self._ids, ids])
-        self._next = max(self._next, int(ids.max(initial=-1)) + 1)
+        before, held, next_id = self._held
+        self._held = _Held(codes if before is None else np.concatenate([before, codes]), np.concatenate([held, ids]),
+                           max(next_id, int(ids.max(initial=-1)) + 1))
 
     def _search(self, scorer: Scorer, k: int, threads: int | None) -> tuple[Float, Ids]:
-        if self._codes is None:
-            raise InvalidInputError("the index is empty: add vectors first.")
-        return scorer.topk(self._codes, self._ids, k, threads)
+        codes, ids, _ = self._held
+        if codes is None or k > len(codes):
+            raise InvalidInputError("the index changed while it was searched: search again.")
+        return scorer._topk(codes, ids, k, threads)
 
     def _get_state(self) -> dict[str, Any]:
-        return {"codec": self.codec, "metric": self.metric, "codes": self._codes, "ids": self._ids,
-                "next_id": self._next}
+        codes, ids, next_id = self._held
+        return {"codec": self.codec, "metric": self.metric, "codes": codes, "ids": ids, "next_id": next_id}
 
     @classmethod
     def _from_state(cls, state: dict[str, Any]) -> FlatIndex:
         index = cls(state["codec"], state["metric"])
-        ids = cls._check_ids(state["ids"], "ids")
-        if state["codes"] is not None:
-            index._codes = index.codec.check_codes(state["codes"])
-            index._ids = ids
-            if len(index._codes) != len(ids) or len(np.unique(ids)) < len(ids):
-                raise InvalidInputError(f"{len(ids)} ids for {len(index._codes)} codes, or repeated ids.")
-        elif len(ids):
-            raise InvalidInputError(f"{len(ids)} ids and no codes.")
-        index._next = _checks.integer(state["next_id"], "next_id", low=int(ids.max(initial=-1)) + 1, high=2**63)
+        ids, codes = cls._check_ids(state["ids"], "ids"), state["codes"]
+        if codes is not None:
+            codes = index.codec.check_codes(codes)
+        if len(ids) != (0 if codes is None else len(codes)) or len(np.unique(ids)) < len(ids):
+            raise InvalidInputError(f"{len(ids)} ids for {0 if codes is None else len(codes)} codes, or repeated ids.")
+        next_id = _checks.integer(state["next_id"], "next_id", low=int(ids.max(initial=-1)) + 1, high=2**63)
+        index._held = _Held(codes, ids, next_id)
         return index
+
+
+class _Held(NamedTuple):
+    codes: Codes | None  # None before the first add, when the code size need not be known
+    ids: Ids
+    next_id: int

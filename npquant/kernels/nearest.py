@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import kernel
 from npquant.kernels._pool import run_blocks
@@ -323,11 +324,23 @@ def transpose(codebooks: Float) -> Float:
     return np.ascontiguousarray(np.swapaxes(codebooks, 1, 2))
 
 
-def assign(x: Float, codebooks_t: Float, threads: int | None) -> tuple[NDArray[np.int32], Float]:
-    """Return (index, squared distance) of each block's nearest codeword, both (n, M); rows shared by threads."""
+def _fit_together(x: Float, codebooks_t: Float) -> None:
+    # Compiled code reads where it is told to: whatever went wrong before, it must not read beyond an array.
+    if x.shape[1] != codebooks_t.shape[0] * codebooks_t.shape[1]:
+        raise InvalidInputError(f"vectors of dimension {x.shape[1]} do not fit {codebooks_t.shape[0]} codebooks of "
+                                f"dimension {codebooks_t.shape[1]}.")
+
+
+def assign(x: Float, codebooks_t: Float, threads: int | None, *,
+           distances: bool = True) -> tuple[NDArray[np.int32], Float]:
+    """Return (index, squared distance) of each block's nearest codeword, both (n, M); rows shared by threads.
+
+    Without ``distances`` these are left out (an array of 0 rows).
+    """
     n, M = x.shape[0], codebooks_t.shape[0]
+    _fit_together(x, codebooks_t)
     index = np.empty((n, M), np.int32)
-    distance = np.empty((n, M), np.float32)
+    distance = np.empty((n if distances else 0, M), np.float32)
 
     def block(start: int, stop: int) -> None:
         nearest_codewords(x[start:stop], codebooks_t, index[start:stop], distance[start:stop])
@@ -337,6 +350,7 @@ def assign(x: Float, codebooks_t: Float, threads: int | None) -> tuple[NDArray[n
 
 def tables(x: Float, codebooks_t: Float, product: bool, threads: int | None = 1) -> Float:
     """Return (n, M, K) squared distances, or *negated* inner products where ``product`` (lower is better)."""
+    _fit_together(x, codebooks_t)
     out = np.empty((x.shape[0], codebooks_t.shape[0], codebooks_t.shape[2]), np.float32)
     fill = subspace_products if product else subspace_distances
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from npquant.errors import InvalidInputError
 from npquant.kernels._jit import kernel
 from npquant.kernels._pool import run_blocks
 
@@ -123,8 +124,15 @@ def adc_topk(tables, codes, ids, distances, found):
             _sift_down(heap, names, last, score, name)
 
 
+def _fit_together(tables: Float, codes: Codes) -> None:
+    # Compiled code reads where it is told to: whatever went wrong before, it must not read beyond an array.
+    if codes.ndim != 2 or codes.shape[1] != tables.shape[1]:
+        raise InvalidInputError(f"codes of shape {codes.shape} do not fit tables of {tables.shape[1]} look-ups.")
+
+
 def scores(tables: Float, codes: Codes, threads: int | None) -> Float:
     """Return the scores (nq, n) of ``codes`` (n, M) by ``tables`` (nq, M, K)."""
+    _fit_together(tables, codes)
     out = np.empty((tables.shape[0], codes.shape[0]), np.float32)
 
     def block(start: int, stop: int) -> None:
@@ -135,6 +143,9 @@ def scores(tables: Float, codes: Codes, threads: int | None) -> Float:
 
 def topk(tables: Float, codes: Codes, ids: Ids, k: int, threads: int | None) -> tuple[Float, Ids]:
     """Return the k best (scores, ids), both (nq, k), ordered by (score, id); k ≤ n."""
+    _fit_together(tables, codes)
+    if len(ids) != len(codes) or k > len(codes):
+        raise InvalidInputError(f"{len(ids)} ids for {len(codes)} codes, of which {k} are wanted.")
     distances = np.empty((tables.shape[0], k), np.float32)
     found = np.empty((tables.shape[0], k), np.int64)
 

@@ -238,8 +238,9 @@ def explicit_batches(tuples: Ids, size: int, rng: np.random.Generator) -> Iterat
     Parameters
     ----------
     tuples : ndarray of int, shape (T, 3) or (T, 2)
-        Row numbers; each tuple comes once an epoch. The tuples of one anchor (the first column) stay together
-        as far as ``size`` allows, so that triplets can be mined from pairs.
+        Row numbers; each tuple comes once an epoch. The tuples of one anchor stay together as far as ``size``
+        allows, so that triplets can be mined from pairs: the anchor of a triplet is its first row, that of a pair
+        the one that stands in more pairs.
     size : int
         Tuples in a batch.
     rng : numpy.random.Generator
@@ -254,6 +255,9 @@ def explicit_batches(tuples: Ids, size: int, rng: np.random.Generator) -> Iterat
         Which of ``tuples`` they are.
     """
     anchor = tuples[:, 0]
+    if tuples.shape[1] == 2 and len(tuples):
+        degree = np.bincount(tuples.ravel())
+        anchor = np.where(degree[tuples[:, 1]] > degree[anchor], tuples[:, 1], anchor)
     shuffled = rng.permutation(len(anchor))
     rank = rng.permutation(int(anchor.max(initial=0)) + 1)
     order = shuffled[np.argsort(rank[anchor[shuffled]], kind="stable")]

@@ -31,13 +31,11 @@ class Scorer:
         # Without tables they are read later, and the caller may change them before.
         self._queries = queries if self.tables is not None else queries.copy()
 
-    @property
-    def n_queries(self) -> int:
-        """Number of queries."""
-        return len(self._queries)
-
     def scores(self, codes: Codes, threads: int | None = None) -> Float:
         """Return the scores of ``codes`` (n, code_size), float32 (nq, n)."""
+        return self._scores(self._codec.check_codes(codes), threads)
+
+    def _scores(self, codes: Codes, threads: int | None) -> Float:
         if self.tables is not None:
             return scan.scores(self.tables, codes, threads)
         decoded = nearest.transpose(self._codec._decode(codes)[np.newaxis])
@@ -46,13 +44,19 @@ class Scorer:
     def topk(self, codes: Codes, ids: NDArray[np.int64], k: int,
              threads: int | None = None) -> tuple[Float, NDArray[np.int64]]:
         """Return the k ≤ n best (scores, ids) of ``codes``, (nq, k) each, ordered by (score, id)."""
+        names = np.ascontiguousarray(ids, dtype=np.int64)
+        _checks.length(names, len(codes), "ids", "codes")
+        return self._topk(self._codec.check_codes(codes), names, _checks.integer(k, "k", high=len(codes)), threads)
+
+    def _topk(self, codes: Codes, ids: NDArray[np.int64], k: int,
+              threads: int | None) -> tuple[Float, NDArray[np.int64]]:
         if self.tables is not None:
             return scan.topk(self.tables, codes, ids, k, threads)
         nq = len(self._queries)
         best: list[tuple[Float, NDArray[np.int64]]] = [(np.empty(0, np.float32), np.empty(0, np.int64))] * nq
         for start in range(0, len(codes), 4096):
             rows = slice(start, start + 4096)
-            scores = self.scores(codes[rows], threads)
+            scores = self._scores(codes[rows], threads)
             for q, (kept, names) in enumerate(best):
                 best[q] = scan.smallest(np.concatenate([kept, scores[q]]), np.concatenate([names, ids[rows]]), k)
         return (np.stack([kept for kept, _ in best]) if nq else np.empty((0, k), np.float32),

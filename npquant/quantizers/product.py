@@ -58,7 +58,6 @@ class ProductQuantizer(Quantizer):
     """
 
     _fitted_attribute = "codebooks_"
-    codebooks_: Float
     _weights: NDArray[np.float64] | None  # of the moving average, since the last fit
 
     def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 25, init: str = "k-means++",
@@ -69,6 +68,21 @@ class ProductQuantizer(Quantizer):
         self.init = init
         self.random_state = random_state
         self.threads = threads
+
+    @property
+    def codebooks_(self) -> Float:
+        """The codebooks (m, K, d / m) float32; another array of their shape may be put in their place."""
+        if "_codebooks" not in self.__dict__:
+            raise AttributeError("codebooks_ exists once fit was called")
+        return self._codebooks
+
+    @codebooks_.setter
+    def codebooks_(self, codebooks: Float) -> None:
+        _checks.fitted(codebooks, (None, None, None), "codebooks_")
+        self._codebooks = codebooks
+        self._transposed = nearest.transpose(codebooks)  # as the kernels read them
+        self._weights = None
+        self.n_features_in_ = codebooks.shape[0] * codebooks.shape[2]
 
     def _fit(self, x: Float) -> None:
         m = _checks.integer(self.m, "m")
@@ -93,13 +107,13 @@ class ProductQuantizer(Quantizer):
                 warnings.simplefilter("ignore", NpquantWarning)  # said above, once
                 begin = start(block, K, rng, self.init, threads)
             codebook[:] = lloyd(block, begin, max_iter=n_iter, tol=1e-4, threads=threads)[0]
-        self._set_codebooks(codebooks)
+        self.codebooks_ = codebooks
 
     def _refine(self, x: Float, n_iter: int) -> None:
         codebooks = self.codebooks_.copy()
         for block, codebook in zip(self._blocks(x, len(codebooks)), codebooks, strict=True):
             codebook[:] = lloyd(block, codebook, max_iter=n_iter, tol=0.0, threads=_checks.threads(self.threads))[0]
-        self._set_codebooks(codebooks)
+        self.codebooks_ = codebooks
 
     def average(self, X: Any, decay: float) -> ProductQuantizer:
         """Move the codebooks towards ``X`` (n, d) by an exponential moving average.
@@ -121,12 +135,13 @@ class ProductQuantizer(Quantizer):
             held = (counts > 0) & (weights[j] > 0)
             codebooks[j, held] = ((old[:, None] * codebooks[j] + (1 - decay) * sums)[held]
                                   / weights[j, held, None])
-        self._set_codebooks(codebooks)
+        self.codebooks_ = codebooks
         self._weights = weights
         return self
 
     def _encode(self, x: Float) -> Codes:
-        return nearest.assign(x, self._transposed, _checks.threads(self.threads))[0].astype(np.uint8)
+        index = nearest.assign(x, self._transposed, _checks.threads(self.threads), distances=False)[0]
+        return index.astype(np.uint8)
 
     def _decode(self, codes: Codes) -> Float:
         m, _, dsub = self.codebooks_.shape
@@ -164,19 +179,14 @@ class ProductQuantizer(Quantizer):
     def _blocks(x: Float, m: int) -> list[Float]:
         return [np.ascontiguousarray(block) for block in np.split(x, m, axis=1)]
 
-    def _set_codebooks(self, codebooks: Float) -> None:
-        self.codebooks_ = codebooks
-        self._transposed = nearest.transpose(codebooks)
-        self._weights = None
-
     def _get_state(self) -> dict[str, Any]:
         return {"codebooks": self.codebooks_} if self.__sklearn_is_fitted__() else {}
 
     def _set_state(self, state: dict[str, Any]) -> None:
         if state:
-            codebooks = state["codebooks"]
-            if codebooks.ndim != 3 or codebooks.dtype != np.float32 or not np.isfinite(codebooks).all():
-                raise InvalidInputError(f"codebooks of shape {codebooks.shape} and dtype {codebooks.dtype}, "
-                                        "wanted finite float32 (m, K, dsub).")
-            self._set_codebooks(np.asarray(codebooks))
-            self.n_features_in_ = codebooks.shape[0] * codebooks.shape[2]
+            codebooks = np.asarray(state["codebooks"])
+            _checks.fitted(codebooks, (None, None, None), "codebooks")
+            if codebooks.shape[1] not in [1 << nbits for nbits in range(1, 9)]:
+                raise InvalidInputError(f"codebooks have {codebooks.shape[1]} codewords, wanted a power of 2 from 2 "
+                                        "to 256.")
+            self.codebooks_ = codebooks
