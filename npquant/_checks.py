@@ -66,7 +66,7 @@ def vectors(X: Any, name: str = "X", *, d: int | None = None, owner: str = "this
         raise InvalidInputError(f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is "
                                 f"required: {name} has no columns.")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is told just below
-        result = np.array(array, dtype=np.float32, order="C", copy=True if copy else None, ndmin=2)
+        result = np.array(array, np.float32, order="C") if copy else np.ascontiguousarray(array, np.float32)
     if array.dtype.kind == "f" or array.dtype.itemsize == 8:
         _finite(result, name)
     return result

@@ -415,6 +415,8 @@ class _Encoder:
             # Not a list of str: padded to the longest one, it could take a million times the file's size when
             # loaded.
             width = max(1, value.dtype.itemsize // 4)
+            if value.ndim == _MAX_NDIM:
+                self._refuse(path, f"an array of {value.ndim + 1} dimensions with that of the letters")
             points = np.asarray(value, dtype=f"<U{width}", order="C")
             return {"text": self._store(np.ndarray((*value.shape, width), "<u4", buffer=points), path)}
         if value.dtype.name not in _DTYPES:

@@ -22,7 +22,7 @@ quick = settings(max_examples=60, deadline=None)
 def rankings(draw, most=6):
     """Distances with many ties (nq, n), classes of queries and of the database."""
     nq, n = draw(st.integers(1, 3)), draw(st.integers(1, most))
-    values = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, 1e-45, 1.0, 2.0, np.inf])
+    values = st.sampled_from([-np.inf, -1.5, -0.0, 0.0, float(np.float32(1e-45)), 1.0, 2.0, np.inf])
     distances = draw(hnp.arrays(np.float32, (nq, n), elements=values))
     classes = st.integers(0, 2)
     return distances, draw(hnp.arrays(np.int64, nq, elements=classes)), draw(

@@ -401,7 +401,7 @@ class MyBits(np.random.PCG64):
     (np.array(["\ud800"], dtype=object), "ndarray is '\\ud800'"),
     (np.random.Generator(np.random.PCG64(np.random.SeedSequence(1, pool_size=300))), "pool_size of 300"),
     (np.random.Generator(MyBits(1)), "Generator is a Generator on a MyBits"),
-    (np.zeros((1,) * 32).astype("U1"), "ndarray is an array of 33 dimensions"),
+    (np.zeros((1,) * 32).astype("U1"), "ndarray is an array of 33 dimensions with that of the letters"),
 ])
 def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path, thing, place):
     with pytest.raises(InvalidInputError) as caught:
