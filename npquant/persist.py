@@ -116,7 +116,10 @@ KINDS: dict[str, str] = {
     "KMeans": "npquant.kmeans:KMeans",
     "PCA": "npquant.transforms:PCA",
     "Standardize": "npquant.transforms:Standardize",
+    "Rotation": "npquant.transforms:Rotation",
     "ProductQuantizer": "npquant.quantizers.product:ProductQuantizer",
+    "PreTransformed": "npquant.quantizers.transformed:PreTransformed",
+    "OptimizedProductQuantizer": "npquant.quantizers.transformed:OptimizedProductQuantizer",
     "FlatIndex": "npquant.index.flat:FlatIndex",
     "DeepQuantizer": "npquant.deep:DeepQuantizer",
     "Triplet": "npquant.nn.losses:Triplet",
@@ -737,7 +740,7 @@ class _Decoder:
                                          f"{self.writer[:40]!r} wrote it, this is {__version__})") from error
 
     def _text(self, points: Array, path: str) -> Any:
-        if points.dtype != np.uint32 or points.ndim == 0 or points.shape[-1] == 0:
+        if points.dtype != np.uint32 or points.ndim == 0 or not 0 < points.shape[-1] < 2**29:  # 2 GB an element
             raise self._impossible(path, "is not an array of code points")
         if points.size and points.max() > 0x10FFFF:  # NumPy would find out when the element is read
             raise self._impossible(path, "contains a number that is no code point")
