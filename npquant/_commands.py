@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from npquant import __version__, _checks, datasets, kernels, metrics, persist
 from npquant.errors import FormatError, InvalidInputError
 from npquant.index.flat import FlatIndex
-from npquant.kernels import _jit, _pool
+from npquant.kernels import _jit, _pool, simd
 
 _ROWS = 65_536  # vectors encoded at once, so that a file larger than memory goes through
 _RANKED = 1 << 24  # distances of whole rankings held at once
@@ -509,7 +509,8 @@ def _about() -> Outcome:
     report = {"npquant": __version__, "python": platform.python_version(), "numpy": np.__version__,
               "numba": metadata.version("numba") if _jit.have_numba() else None, "jit": _jit.jit_mode(),
               "cache": str(_jit.cache_folder() or "") or None, "threads": _pool.available_threads(),
-              "machine": platform.machine(), "simd": config.get("SIMD Extensions", {}).get("found", []),
+              "machine": platform.machine(), "simd": simd.chosen() if _jit.have_numba() else None,
+              "levels": simd.runnable() if _jit.have_numba() else [],
               "blas": config.get("Build Dependencies", {}).get("blas", {}).get("name")}
     jit = {"0": "off (NPQUANT_JIT=0): NumPy alone", "1": "compile at the first call (NPQUANT_JIT=1)",
            "auto": "auto: compile when it pays (NPQUANT_JIT=0 or 1 to choose)"}
@@ -519,7 +520,9 @@ def _about() -> Outcome:
              "compiler": jit[_jit.jit_mode()],
              "kernel cache": report["cache"] or "none is writable: kernels are compiled anew in each process",
              "threads": f"{report['threads']} (NPQUANT_NUM_THREADS or --threads to choose)",
-             "processor": f"{report['machine']}, {' '.join(map(str, report['simd']))}"}
+             "processor": report["machine"],
+             "SIMD level": f"{report['simd']}, of {', '.join(report['levels'])} that this machine runs (NPQUANT_SIMD to "
+                           "choose)" if report["simd"] else "that of NumPy"}
     return Outcome(report, "\n".join(f"{name:<13} {value}" for name, value in lines.items()))
 
 
