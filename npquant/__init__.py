@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 _HOME = {
     "KMeans": "kmeans",
     "PCA": "transforms",
+    "Rotation": "transforms",
+    "PreTransformed": "quantizers.transformed",
     "ProductQuantizer": "quantizers.product",
+    "OptimizedProductQuantizer": "quantizers.transformed",
     "FlatIndex": "index.flat",
     "SearchResult": "index.base",
     "DeepQuantizer": "deep",
@@ -49,7 +52,10 @@ if TYPE_CHECKING:
     from npquant.persist import load as load
     from npquant.persist import save as save
     from npquant.quantizers.product import ProductQuantizer as ProductQuantizer
+    from npquant.quantizers.transformed import OptimizedProductQuantizer as OptimizedProductQuantizer
+    from npquant.quantizers.transformed import PreTransformed as PreTransformed
     from npquant.transforms import PCA as PCA
+    from npquant.transforms import Rotation as Rotation
 
     from . import datasets as datasets
     from . import errors as errors

@@ -521,8 +521,8 @@ def _about() -> Outcome:
              "kernel cache": report["cache"] or "none is writable: kernels are compiled anew in each process",
              "threads": f"{report['threads']} (NPQUANT_NUM_THREADS or --threads to choose)",
              "processor": report["machine"],
-             "SIMD level": f"{report['simd']}, of {', '.join(report['levels'])} that this machine runs (NPQUANT_SIMD to "
-                           "choose)" if report["simd"] else "that of NumPy"}
+             "SIMD level": f"{report['simd']}, of {', '.join(report['levels'])} that this machine runs "
+                           "(NPQUANT_SIMD to choose)" if report["simd"] else "that of NumPy"}
     return Outcome(report, "\n".join(f"{name:<13} {value}" for name, value in lines.items()))
 
 

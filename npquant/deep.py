@@ -144,7 +144,7 @@ class DeepQuantizer(Quantizer):
     ...                          quantizer=nq.ProductQuantizer(m=2, nbits=4)).fit(X, y)
     >>> distances, ids = model.index(X).search(Q, k=5)
     >>> ids.shape, model.encode(Q).shape
-    ((355, 5), (355, 2))
+    ((355, 5), (355, 1))
     """
 
     _fitted_attribute = "quantizer_"

@@ -793,7 +793,7 @@ def _restore_estimator(cls: Any, params: dict[str, Any], fitted: dict[str, Any] 
         if not _is_fitted_name(name):  # a file must not put an attribute over a method
             raise ValueError(f"{name!r} is not the name of a fitted attribute")
         setattr(estimator, name, value)
-    if fitted is not None:
+    if fitted:
         estimator._check_state()
     return estimator
 

@@ -222,3 +222,31 @@ def moving_average(codebook, batches, decay):
                     total = old * words[k][j] + (1 - decay) * math.fsum(float(x[j]) for x in mine)
                     words[k][j] = float(np.float32(total / weights[k]))
     return np.array(words, np.float32)
+
+
+def weighted_inertia(X, centers, weight):
+    """Sum of weight times squared distance to the nearest centre, in float64."""
+    return math.fsum(float(w) * inertia(x[None], centers) for x, w in zip(X, weight))
+
+
+def mini_batches(centers, batches):
+    """Centres after batches of (vectors, weights): each the mean of all that came to it, in float64, with weights."""
+    centers, total = np.asarray(centers, np.float32), [0.0] * len(centers)
+    sums = np.zeros(centers.shape)
+    for X, weight in batches:
+        index, _ = nearest(X, centers)
+        centers = centers.copy()
+        for x, w, k in zip(X, weight, index):
+            sums[k] += float(w) * x.astype(np.float64)
+            total[k] += float(w)
+        for k in set(index.tolist()):
+            centers[k] = sums[k] / total[k]
+    return centers, np.array(total)
+
+
+def spherical_step(X, centers):
+    """Unit means of the rows of largest cosine with each unit centre, in float64, and those labels."""
+    X = normalized(X).astype(np.float64)
+    labels = [max(range(len(centers)), key=lambda k: (math.fsum(x * centers[k]), -k)) for x in X]
+    means = [np.mean([x for x, label in zip(X, labels) if label == k], axis=0) for k in range(len(centers))]
+    return np.array([m / math.sqrt(math.fsum(m * m)) for m in means]), labels

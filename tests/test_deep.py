@@ -44,7 +44,7 @@ def test_every_rule_learns_codes_that_beat_codes_of_the_raw_vectors(output):
     raw = nq.ProductQuantizer(m=2, nbits=4, random_state=0).fit(X)
     baseline = metrics.mean_average_precision(raw.scorer(Q).scores(raw.encode(X)), YQ, Y)
     assert adc_map(model) > baseline + 0.15
-    assert model.encode(X).shape == (600, 2)
+    assert model.encode(X).shape == (600, 1)  # two numbers of 4 bits
     assert model.transform(Q).shape == (200, 8)
     assert [figures["epoch"] for figures in model.history_] == list(range(9))
     assert model.history_[0]["ramp"] == 0 < model.history_[-1]["ramp"] == 1

@@ -10,14 +10,18 @@ import pytest
 import strategies
 
 import npquant
+from npquant._base import clone
 from npquant.errors import InvalidInputError, NotFittedError, NpquantError, not_fitted
 from npquant.kmeans import KMeans
 from npquant.quantizers.product import ProductQuantizer
-from npquant.transforms import PCA, Standardize
+from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransformed
+from npquant.transforms import PCA, Rotation, Standardize
 
 core = pytest.mark.core
 ESTIMATORS = [KMeans(2, max_iter=5, random_state=0), PCA(1), PCA(whiten=0.5), Standardize(),
-              ProductQuantizer(m=1, nbits=1, n_iter=5, random_state=0)]
+              ProductQuantizer(m=1, nbits=1, n_iter=5, random_state=0), Rotation(random_state=0),
+              OptimizedProductQuantizer(m=1, nbits=1, n_iter=5, random_state=0),
+              PreTransformed(Rotation(), ProductQuantizer(m=1, nbits=1, n_iter=5), random_state=0)]
 
 try:
     import sklearn
@@ -54,10 +58,10 @@ def test_scikit_learn_would_see_a_violation():
 
 @needs_sklearn
 def test_cloning():
-    from sklearn.base import clone
+    from sklearn.base import clone as copy_of
     for estimator in ESTIMATORS:
-        fitted = clone(estimator).fit(np.eye(4))
-        copy = clone(fitted)
+        fitted = copy_of(estimator).fit(np.eye(4))
+        copy = copy_of(fitted)
         assert copy is not fitted
         assert repr(copy) == repr(estimator)
         assert repr(copy.get_params()) == repr(estimator.get_params())
@@ -114,8 +118,8 @@ def test_column_names():
 @core
 def test_parameters():
     pq = ProductQuantizer(4, random_state=1)
-    assert pq.get_params() == {"m": 4, "nbits": 8, "n_iter": 25, "init": "k-means++", "random_state": 1,
-                               "threads": None}
+    assert pq.get_params() == {"m": 4, "nbits": 8, "n_iter": 25, "init": "k-means++", "max_points": 65_536,
+                               "random_state": 1, "threads": None}
     assert pq.set_params(m=2, nbits=3) is pq
     assert (pq.m, pq.nbits) == (2, 3)
     with pytest.raises(InvalidInputError, match=r"'bits'.*Valid parameters"):
@@ -132,7 +136,7 @@ def test_parameters():
 def test_not_fitted_is_an_error_of_ours():
     for estimator in ESTIMATORS:
         with pytest.raises(NotFittedError, match="fit") as caught:
-            type(estimator)().transform(np.eye(2))
+            clone(estimator).transform(np.eye(2))
         assert isinstance(caught.value, (NpquantError, ValueError, AttributeError))
         assert type(estimator).__name__ in str(caught.value)
     assert isinstance(not_fitted("X"), NpquantError)

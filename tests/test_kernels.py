@@ -15,9 +15,10 @@ import reference
 import strategies
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from laws import HAVE_NUMBA, THREADS, same
+from laws import HAVE_NUMBA, THREADS, packed, same
 
 import npquant
+from npquant.errors import InvalidInputError
 from npquant.kernels import _jit, _pool, cluster, exact, nearest, scan
 
 core = pytest.mark.core
@@ -123,6 +124,51 @@ def test_topk(case, k):
         distances, found = reference.topk(reference.adc(table, codes), ids.tolist(), k)
     assert result[1].tolist() == found.tolist()
     assert result[0].tolist() == distances.tolist()  # by value: of two equal zeros either sign may come first
+
+
+@core
+@many
+@given(strategies.tables_and_codes(n=(1, 40), m=(1, 9), K=(16, 16)), st.integers(1, 40))
+def test_packed_codes_score_as_their_numbers(case, k):
+    table, numbers, ids = case
+    M, k = numbers.shape[1], min(k, len(numbers))
+    codes = scan.pack(numbers.astype(np.int32), 16)
+    same(codes, packed(numbers, 16), "packed and the oracle")
+    assert codes.shape[1] == scan.code_size(M, 16)
+    for m in range(M):
+        same(scan.column(codes, m, M).copy(), numbers[:, m].copy(), f"number {m}")
+    with np.errstate(over="ignore"):
+        [out] = agree(scan.adc_scores, table, codes, empty(len(table), len(codes)))
+        same(out, reference.adc(table, numbers), "scores of packed codes and the oracle")
+        distances, found = agree(scan.adc_topk, table, codes, ids, empty(len(table), k),
+                                 empty(len(table), k, dtype=np.int64))
+        wanted = reference.topk(reference.adc(table, numbers), ids.tolist(), k)
+    assert found.tolist() == wanted[1].tolist()
+    assert distances.tolist() == wanted[0].tolist()
+
+
+@core
+@pytest.mark.parametrize(("M", "K"), [(1, 16), (2, 16), (5, 16), (4, 9), (3, 256)])
+def test_codes_beyond_one_buffer(M, K):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, K, (3001, M))
+    codes, table = scan.pack(numbers, K), rng.standard_normal((2, M, K)).astype(np.float32)
+    ids = rng.permutation(3001)
+    [scores] = agree(scan.adc_scores, table, codes, empty(2, 3001))
+    same(scores, reference.adc(table, numbers), "scores and the oracle")
+    for k in (1, 10, 1500, 3001):
+        found = agree(scan.adc_topk, table, codes, ids, empty(2, k), empty(2, k, dtype=np.int64))
+        same(found, reference.topk(scores, ids.tolist(), k), f"the first {k} and the oracle")
+
+
+@core
+def test_codes_that_do_not_fit_the_tables():
+    table = np.zeros((1, 4, 16), np.float32)
+    for bad, tables in ((np.zeros((3, 3), np.uint8), table), (np.zeros((3, 5), np.uint8), table),
+                        (np.zeros((3, 2), np.uint8), table[:, :, :8])):
+        for call in (lambda b, t: scan.scores(t, b, 1), lambda b, t: scan.topk(t, b, np.arange(3), 1, 1)):
+            with pytest.raises(InvalidInputError, match="do not fit"):
+                call(bad, tables)
 
 
 @core

@@ -13,6 +13,8 @@ from npquant import persist
 from npquant._base import clone
 from npquant.index.flat import FlatIndex
 from npquant.quantizers.product import ProductQuantizer
+from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransformed
+from npquant.transforms import PCA, Rotation
 
 core = pytest.mark.core
 
@@ -23,7 +25,15 @@ CODECS = {
     "PQ m=2 nbits=8": partial(ProductQuantizer, 2, 8, n_iter=4),
     "PQ m=d nbits=3": partial(ProductQuantizer, 8, 3, init="random"),
     "PQ m=1 nbits=7 untrained": partial(ProductQuantizer, 1, 7, n_iter=0),
+    "PQ m=1 nbits=4": partial(ProductQuantizer, 1, 4),
+    "PQ m=d nbits=4, drawn": partial(ProductQuantizer, 8, 4, max_points=120),
     "PQ by decoding": partial(laws.ByDecoding, 2, 4),
+    "OPQ m=4 nbits=4": partial(OptimizedProductQuantizer, 4, 4, n_iter=6),
+    "OPQ m=2 nbits=3 random": partial(OptimizedProductQuantizer, 2, 3, n_iter=2, init="random"),
+    "PCA, PQ": partial(PreTransformed, PCA(6), ProductQuantizer(2, 4)),
+    "whitening, rotation, PQ": partial(PreTransformed, PCA(6, whiten=0.5),
+                                       PreTransformed(Rotation(random_state=1), ProductQuantizer(3, 4))),
+    "rotation, PQ by decoding": partial(PreTransformed, Rotation(), laws.ByDecoding(2, 4)),
 }
 
 # A new index joins likewise: a function of a fitted codec, and the codec's name.
@@ -111,7 +121,7 @@ def spoils_what_it_was_given(self, X, y=None):
 
 
 def fits_the_first_column(self, X, y=None):
-    return PQ.fit(self, X if np.asarray(X).flags.c_contiguous else np.roll(X, 1, axis=0))
+    return PQ.fit(self, X if np.asarray(X).flags.c_contiguous else np.asarray(X)[:-9])
 
 
 def keeps_the_last(self, codes):
@@ -137,8 +147,8 @@ CODEC_BREAKERS = [
     breaks(laws.a_score_is_a_distance_to_the_decoded,
            _decode=lambda self, codes: np.nextafter(PQ._decode(self, codes), np.float32(9))),
     breaks(laws.the_batch_is_invisible, _encode=lambda self, x: PQ._encode(self, x - x.mean(axis=0))),
-    breaks(laws.the_batch_is_invisible, _encode=lambda self, x: PQ._encode(self, np.where(
-        np.arange(len(x))[:, None] < 4096, x, 0).astype(np.float32))),
+    breaks(laws.the_batch_is_invisible, encode=lambda self, X, metric="l2": PQ.encode(
+        self, np.where(np.arange(len(X))[:, None] < 4096, X, 0) if np.ndim(X) == 2 else X, metric=metric)),
     breaks(laws.threads_are_invisible, _encode=lambda self, x: PQ._encode(self, x + (self.threads == 7))),
     breaks(laws.threads_are_invisible, _fit=lambda self, x: PQ._fit(self, x[:200 + (self.threads or 1)])),
     breaks(laws.the_layout_is_invisible, fit=fits_the_first_column),

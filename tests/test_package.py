@@ -16,7 +16,7 @@ PACKAGE = Path(npquant.__file__).parent
 TESTS = Path(__file__).parent
 
 # A module imports only from its own group and those before it.
-ORDER = [{"errors"}, {"_checks", "_base", "_formats", "kernels"},
+ORDER = [{"errors"}, {"_checks", "_base", "_formats", "_rows", "kernels"},
          {"persist", "kmeans", "transforms", "metrics", "datasets", "nn"}, {"quantizers"}, {"index"},
          {"_supervision", "deep", "catalyzer"}, {"distributed", "plot", "_demo"}, {"_commands"}, {"cli"},
          {"__main__"}]

@@ -1,5 +1,7 @@
 """What is special to product quantization; what holds for every codec is in laws.py."""
 
+import logging
+import tracemalloc
 import warnings
 from itertools import pairwise
 
@@ -9,8 +11,9 @@ import reference
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import same
+from laws import in_blocks, packed, same
 
+from npquant import _rows
 from npquant.errors import InvalidInputError, NotFittedError, NpquantWarning
 from npquant.quantizers.product import ProductQuantizer
 
@@ -22,6 +25,12 @@ def fit(x, m=2, nbits=3, **params):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NpquantWarning)
         return ProductQuantizer(m, nbits, **{"random_state": 0, **params}).fit(x)
+
+
+def numbers_of(pq, x):
+    """(n, m) numbers of the nearest codewords, by the oracle."""
+    return np.stack([reference.nearest(block, words)[0] for block, words in zip(
+        np.split(x, len(pq.codebooks_), axis=1), pq.codebooks_)], axis=1)
 
 
 @pytest.fixture
@@ -36,10 +45,12 @@ def x():
 def test_codes_of_anything(x, m, nbits, seed):
     pq = fit(x, m, nbits, n_iter=3, random_state=seed)
     codes = pq.encode(x)
-    assert codes.shape == (len(x), m)
+    assert codes.shape == (len(x), (m + 1) // 2 if nbits == 4 else m)
     assert pq.codebooks_.shape == (m, 2**nbits, x.shape[1] // m)
-    assert codes.max() < 2**nbits
-    same(pq.decode(codes), reference.pq_decode(pq.codebooks_, codes), "decode and the oracle")
+    numbers = numbers_of(pq, x)
+    assert numbers.max() < 2**nbits
+    same(codes, packed(numbers, 2**nbits), "codes and the oracle")
+    same(pq.decode(codes), reference.pq_decode(pq.codebooks_, numbers), "decode and the oracle")
     if len(np.unique(x + 0.0, axis=0)) <= 2**nbits:
         assert (pq.decode(codes) == x).all()  # a codeword for each
 
@@ -52,7 +63,7 @@ def test_blocks_are_coded_by_themselves(x):
     again = fit(other, 3, 4)
     same(again.codebooks_[0], pq.codebooks_[0], "the codebook of a block that did not change")
     assert again.codebooks_[1].tobytes() != pq.codebooks_[1].tobytes()
-    same(pq.encode(other)[:, 0].copy(), pq.encode(x)[:, 0].copy(), "the codes of a block that did not change")
+    same(pq.encode(other)[:, 0] & 15, pq.encode(x)[:, 0] & 15, "the codes of a block that did not change")
     other = x.copy()
     other[:, :2] = 1  # other random numbers are drawn for it
     same(fit(other, 3, 4).codebooks_[1:], pq.codebooks_[1:], "the codebooks after a block that changed")
@@ -66,7 +77,7 @@ def test_tables_are_brute_force(x):
         wanted = reference.tables(q, pq.codebooks_, product=metric != "l2")
         scorer = pq.scorer(x[:9], metric)
         same(scorer.tables, wanted if metric == "l2" else -wanted, f"tables of {metric}")
-        same(scorer.scores(pq.encode(x)), reference.adc(scorer.tables, pq.encode(x)), f"scores of {metric}")
+        same(scorer.scores(pq.encode(x)), reference.adc(scorer.tables, numbers_of(pq, x)), f"scores of {metric}")
 
 
 @core
@@ -178,6 +189,7 @@ def test_a_dimension_that_cannot_be_cut(d, m, divisors):
 @pytest.mark.parametrize("params", [
     {"m": 0}, {"m": -2}, {"m": 2.0}, {"m": "2"}, {"m": None}, {"m": True}, {"nbits": 0}, {"nbits": 9},
     {"nbits": 8.0}, {"nbits": None}, {"n_iter": -1}, {"n_iter": 1.5}, {"init": "pca"}, {"init": None},
+    {"max_points": 0}, {"max_points": 1.5}, {"max_points": "all"},
     {"random_state": -3}, {"random_state": "x"}, {"threads": 0}, {"threads": 2.0},
 ], ids=str)
 def test_a_bad_parameter_is_named(params, x):
@@ -198,6 +210,238 @@ def test_codes_out_of_range(x):
         with pytest.raises(InvalidInputError, match=r"8 \(row 7, column 1\).*0 … 7"):
             call(codes)
     assert fit(x, 1, 8).decode(np.array([[255]], np.uint8)).shape == (1, 6)
+
+
+@core
+@pytest.mark.parametrize("m", [1, 2, 3, 6])
+def test_four_bits_share_a_byte(m, x):
+    pq = fit(x, m, 4)
+    codes, numbers = pq.encode(x), numbers_of(pq, x)
+    assert pq.code_size == codes.shape[1] == (m + 1) // 2
+    for j in range(m):
+        half = codes[:, j // 2] >> 4 if j % 2 else codes[:, j // 2] & 15
+        assert half.tolist() == numbers[:, j].tolist()
+    same(pq.decode(codes), reference.pq_decode(pq.codebooks_, numbers), "decode and the oracle")
+    same(pq.encode(pq.decode(codes)), codes, "codes of the decoded")
+    everything = np.repeat(np.arange(256, dtype=np.uint8)[:, None], pq.code_size, axis=1)
+    if m % 2 == 0:
+        same(pq.encode(pq.decode(everything)), everything, "codes of every byte")
+        return
+    assert (codes[:, -1] < 16).all()
+    same(pq.encode(pq.decode(everything[:16])), everything[:16], "codes of every low half")
+    everything[16:, :-1] = 0
+    words = "0 … 15" if m == 1 else f"high half.*m = {m} is odd"
+    with pytest.raises(InvalidInputError, match=rf"16 \(row 16, column {m // 2}\).*{words}"):
+        pq.decode(everything)
+
+
+@core
+@pytest.mark.parametrize(("m", "nbits"), [(2, 3), (2, 4), (3, 4)])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_symmetric_scores_are_a_table_of_codewords(m, nbits, metric, x):
+    pq = fit(x, m, nbits)
+    numbers, codes = numbers_of(pq, x), pq.encode(x)
+    between = np.stack([reference.tables(words, words[None], metric == "ip")[:, 0] for words in pq.codebooks_])
+    wanted = np.zeros((9, len(x)), np.float32)
+    for j in range(m):
+        row = between[j][numbers[:9, j]][:, numbers[:, j]]
+        wanted = (row if metric == "l2" else -row) if j == 0 else wanted + (row if metric == "l2" else -row)
+    scores = pq.symmetric_scorer(codes[:9], metric).scores(codes)
+    same(scores, wanted, "scores of codes and the table of codewords")
+    same(pq.symmetric_scorer(codes, metric).scores(codes[:9]), np.ascontiguousarray(wanted.T), "the other way round")
+    assert metric == "ip" or not scores[np.arange(9), np.arange(9)].any()
+
+
+# ------------------------------------------------------------------------------------- more than fits
+
+
+@core
+@pytest.mark.parametrize("limit", [16, 50, 199])
+def test_points_are_drawn_by_the_seed_alone(limit, x):
+    drawn = fit(x, 2, 4, max_points=limit)
+    assert fit(x, 2, 4).codebooks_.tobytes() != drawn.codebooks_.tobytes()
+    for rows in (1, 3, 64, 200):
+        same(fit(in_blocks(x, rows), 2, 4, max_points=limit).codebooks_, drawn.codebooks_, f"blocks of {rows}")
+    same(fit(x.tolist(), 2, 4, max_points=limit).codebooks_, drawn.codebooks_, "a list of rows")
+    same(fit([x[:9], x[9:].astype(float)], 2, 4, max_points=limit).codebooks_, drawn.codebooks_, "a list of blocks")
+    same(fit(x, 2, 4, max_points=limit, random_state=np.random.default_rng(0)).codebooks_, drawn.codebooks_,
+         "a Generator")
+    same(fit(x, 2, 4, max_points=limit, random_state=1).codebooks_, fit(in_blocks(x, 7), 2, 4, max_points=limit,
+                                                                        random_state=1).codebooks_, "another seed")
+    one, other = (ProductQuantizer(6, 8, max_points=limit, n_iter=0, init="random", random_state=seed)
+                  for seed in (1, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NpquantWarning)
+        one, other = (np.unique(pq.fit(x).codebooks_[0, :, 0]) for pq in (one, other))
+    assert len(one) == len(other) == limit  # as many rows, all of them different ones
+    assert limit == 199 or one.tolist() != other.tolist()
+    assert np.isin(one, x[:, 0]).all()
+
+
+@core
+def test_the_sample_has_a_stream_of_its_own():
+    """Else what is drawn and how k-means starts would be one and the same draw."""
+    others = [np.random.default_rng(4), *np.random.default_rng(4).spawn(9)]
+    mine = _rows._stream(4).random(5).tolist()
+    assert mine not in [rng.random(5).tolist() for rng in others]
+    rng = np.random.default_rng(4)
+    assert mine == _rows._stream(rng).random(5).tolist()
+    assert rng.random() == np.random.default_rng(4).random()  # and it takes nothing from the one given
+    assert mine != _rows._stream(rng.spawn(1)[0]).random(5).tolist()
+
+
+@core
+def test_every_row_may_be_drawn():
+    rows = np.arange(60.0)[:, None]
+    counts = np.zeros(60, int)
+    for seed in range(400):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NpquantWarning)
+            pq = ProductQuantizer(1, 4, max_points=15, n_iter=0, init="random", random_state=seed).fit(rows)
+        counts[np.unique(pq.codebooks_).astype(int)] += 1
+    assert counts.sum() == 400 * 15
+    assert ((counts - 100) ** 2 / 75).sum() < 120  # chi squared, 59 degrees of freedom, one in 1e5
+    assert counts[:20].sum() < 2300
+
+
+@core
+def test_a_sample_is_said_aloud(x, caplog):
+    with caplog.at_level(logging.INFO, "npquant"):
+        fit(x, max_points=200)
+        assert not caplog.records
+        fit(x, max_points=150)
+        fit(in_blocks(x, 70), max_points=150).refine(x, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "training on 150 of 200 vectors, drawn by the seed (max_points=150)"] * 3
+
+
+@core
+def test_blocks_that_cannot_be_used(x):
+    pq = fit(x)
+    for bad, words in (([x[:5], x[:5, :4]], "block 1 of X has 4 features.*block before"), ([x[:5, 0]], "block 0 of X"),
+                       ([x[:5], ["a"] * 6], "block 1 of X"), ([x[:5], [[np.nan] * 6]], "X contains NaN"),
+                       ([], "gave no rows"), ([x[:0]], "gave no rows|0 sample"), ([3], "block 0 of X")):
+        with pytest.raises(InvalidInputError, match=words):
+            fit(iter(bad))
+    for bad, words in (([x[:5], x[:5, :4]], "block 1 of X has 4 features"), ([x, x[:3] * np.inf], "block 1 of X"),
+                       ([x, None], "block 1 of X")):
+        with pytest.raises(InvalidInputError, match=words):
+            pq.encode(iter(bad))
+    many = np.resize(x, (9000, 6))
+    many[5000, 1] = np.nan
+    with pytest.raises(InvalidInputError, match=r"X\[4096:8192\] contains NaN \(row 904, column 1\)"):
+        pq.encode(many)
+    for bad, words in ((np.zeros((9000, 5)), "^X has 5 features"), (np.zeros((9000, 6), complex), "Complex")):
+        with pytest.raises(InvalidInputError, match=words):
+            pq.encode(bad)
+    for form in (many * np.nan, in_blocks(many * np.nan, 500)):
+        with pytest.raises(InvalidInputError, match="the sample of X contains NaN"):
+            fit(form, max_points=50)
+    same(pq.encode(iter([])), np.empty((0, 2), np.uint8), "codes of no block")
+    codes = pq.encode_blocks(iter([x[:5], x[:5, :4]]))
+    same(next(codes), pq.encode(x[:5]), "codes of the block before the bad one")
+
+
+@core
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint8, np.int64, bool])
+def test_other_numbers_are_converted_by_blocks(dtype):
+    x = np.random.default_rng(0).integers(0, 2 if dtype is bool else 100, (9001, 6)).astype(dtype)
+    pq, wide = fit(x, 2, 4), x.astype(np.float32)
+    same(pq.codebooks_, fit(wide, 2, 4).codebooks_, "codebooks")
+    same(pq.encode(x), pq.encode(wide), "codes")
+    same(np.concatenate(list(pq.encode_blocks(iter([x[:4097], x[4097:]])))), pq.encode(wide), "codes by blocks")
+    same(pq.encode(x), np.concatenate([pq.encode(wide[i:i + 999]) for i in range(0, 9001, 999)]), "codes in parts")
+
+
+class Reader:
+    """What can only be read by slices of a bounded length, and counts how much of it was."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype, self.most, self.__array__ = x, x.shape, x.dtype, 0, None
+
+    def __getitem__(self, rows):
+        part = self.x[rows]
+        self.most = max(self.most, len(part))
+        return part
+
+
+def test_memory_does_not_grow_with_the_vectors(tmp_path):
+    n, d = 200_000, 64
+    mapped = np.memmap(tmp_path / "x", np.float16, "w+", shape=(n, d))
+    rng = np.random.default_rng(0)
+    for begin in range(0, n, 10_000):
+        mapped[begin:begin + 10_000] = rng.standard_normal((10_000, d))
+    pq = ProductQuantizer(8, 4, max_points=2000, n_iter=2, random_state=0, threads=2).fit(mapped[:2000])
+    pq.encode(mapped[:20_000])  # whatever is compiled is compiled
+
+    def peak(work):
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    whole = 4 * n * d  # 51 MB as float32
+    assert peak(lambda: pq.encode(mapped)) < whole / 5
+    assert peak(lambda: pq.encode(in_blocks(mapped, 5000))) < whole / 5
+    assert peak(lambda: sum(map(len, pq.encode_blocks(in_blocks(mapped, 5000))))) < whole / 10
+    assert peak(lambda: pq.fit(mapped)) < whole / 5
+    assert peak(lambda: pq.fit(in_blocks(mapped, 5000))) < whole / 5
+    assert peak(lambda: pq.set_params(max_points=None).fit(mapped[:, :8])) > 4 * n * 8  # the measure measures
+    reader = Reader(np.asarray(mapped))
+    same(fit(mapped, 8, 4, max_points=2000).encode(reader), fit(reader, 8, 4, max_points=2000).encode(mapped),
+         "what is read by slices")
+    assert reader.most <= 4096
+
+
+# ------------------------------------------------------------------------------------- other libraries
+
+
+def transplanted(nbits, m=8):
+    x = strategies.make_vectors("normal", 3000, 32, seed=5)
+    pq = fit(x[:1500], m, nbits, n_iter=3)
+    return pq, x, pq.codebooks_
+
+
+def equal_but_for_ties(ours, theirs, x, pq):
+    """Raise unless codes are equal, or the vectors that they stand for are equally near."""
+    assert (ours == theirs).all(axis=1).mean() > 0.999
+    errors = [np.square(x - pq.decode(codes), dtype=np.float64).sum(axis=1) for codes in (ours, theirs)]
+    np.testing.assert_allclose(*errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("m", "nbits"), [(8, 8), (8, 4), (4, 4), (1, 4), (4, 8)])
+def test_faiss_with_our_codebooks(m, nbits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG
+        faiss = pytest.importorskip("faiss")
+    pq, x, codebooks = transplanted(nbits, m)
+    index = faiss.IndexPQ(32, m, nbits)
+    faiss.copy_array_to_vector(codebooks.ravel(), index.pq.centroids)
+    index.is_trained = True
+    codes = pq.encode(x)
+    assert index.pq.code_size == pq.code_size
+    equal_but_for_ties(codes, index.pq.compute_codes(x), x, pq)  # byte for byte, halves of bytes too
+    np.testing.assert_array_equal(index.pq.decode(codes), pq.decode(codes))
+    index.add_sa_codes(codes)
+    distances, ids = index.search(x[:50], 20)
+    ours, mine = pq.scorer(x[:50]).topk(codes, np.arange(len(x)), 20)
+    np.testing.assert_allclose(ours, distances, rtol=1e-4, atol=1e-4)
+    assert m == 1 or (mine == ids).mean() > 0.9  # in the order of near-ties each is free
+
+
+@pytest.mark.parametrize("nbits", [4, 8])
+def test_nanopq_with_our_codebooks(nbits):
+    nanopq = pytest.importorskip("nanopq")
+    pq, x, codebooks = transplanted(nbits)
+    other = nanopq.PQ(8, 2**nbits, verbose=False)
+    other.codewords, other.Ds = codebooks, 4
+    numbers = other.encode(x)
+    codes = pq.encode(x)
+    equal_but_for_ties(codes, packed(numbers, 2**nbits), x, pq)
+    np.testing.assert_array_equal(other.decode(numbers), pq.decode(packed(numbers, 2**nbits)))
+    theirs = np.stack([other.dtable(query).adist(numbers) for query in x[:20]])
+    np.testing.assert_allclose(pq.scorer(x[:20]).scores(packed(numbers, 2**nbits)), theirs, rtol=1e-5)
 
 
 @core

@@ -30,8 +30,9 @@ def both(level, x, codebooks_t):
 
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=60)
-@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([0, 1, 3, 4, 5, 255, 256, 261]), m=st.integers(1, 4),
-       dsub=st.sampled_from([1, 2, 7, 16, 33]), K=st.sampled_from([1, 2, 15, 16, 17, 63, 64, 65, 256, 300, 1025]),
+@given(seed=st.integers(0, 2**32 - 1), n=st.sampled_from([0, 1, 3, 4, 5, 8, 9, 255, 256, 261]), m=st.integers(1, 4),
+       dsub=st.sampled_from([1, 2, 7, 16, 33]),
+       K=st.sampled_from([1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 256, 300, 1025]),
        scale=st.sampled_from([1.0, 1e-30, 1e-20, 1e-4, 1e15, 0.0]), offset=st.sampled_from([0.0, 1.0, 1e6]),
        kind=st.sampled_from(["normal", "grid", "rows are codewords", "nearly tied", "sparse"]))
 def test_nearest_has_the_bits_of_its_definition(level, seed, n, m, dsub, K, scale, offset, kind):
@@ -51,13 +52,14 @@ def test_nearest_has_the_bits_of_its_definition(level, seed, n, m, dsub, K, scal
     assert distance.tobytes() == distance_twin.tobytes()
 
 
+@pytest.mark.parametrize(("M", "K"), [(1, 256), (4, 16)])
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "generic"])
-def test_preselection_decides_nearly_all(level, monkeypatch):
+def test_preselection_decides_nearly_all(level, M, K):
     """Where nothing is tied, the fixed order is asked for few rows: else the level would be correct and slow."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((20_000, 16)).astype(np.float32)
-    codebooks_t = nearest.transpose(rng.standard_normal((1, 256, 16)).astype(np.float32))
-    index = np.empty((len(x), 1), np.int32)
+    codebooks_t = nearest.transpose(rng.standard_normal((M, K, 16 // M)).astype(np.float32))
+    index = np.empty((len(x), M), np.int32)
     generic, tiled = (nearest.nearest_codewords.compiled(name) for name in ("generic", level))
 
     def seconds(function):
@@ -65,7 +67,7 @@ def test_preselection_decides_nearly_all(level, monkeypatch):
         best = np.inf
         for _ in range(5):
             began = time.perf_counter()
-            function(x, codebooks_t, index, np.empty((0, 1), np.float32))
+            function(x, codebooks_t, index, np.empty((0, M), np.float32))
             best = min(best, time.perf_counter() - began)
         return best
     assert seconds(tiled) < 1.2 * seconds(generic)  # it is several times as fast; a machine may be busy
@@ -98,14 +100,14 @@ def test_tiles_compile_for_every_target(level):
     triple, features, wanted = TARGETS[level]
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
-    lanes, points, vectors = nearest._SHAPES[level]
+    lanes, points, _ = nearest._SHAPES[level]
     module = ir.Module()
     module.triple = triple
     number, real = ir.IntType(64), ir.FloatType().as_pointer()
     for name, build, arrays, scalars in (
-            ("tile", partial(nearest._tile, lanes, points, vectors),
-             ("x", "packed", "half", "square", "best", "second"),
-             ("row", "stride", "panel", "norm", "point", "state", "dsub", "panels", "number", "keep")),
+            *((name, partial(nearest._tile, *shape), ("x", "packed", "half", "square", "best", "second"),
+               ("row", "stride", "panel", "norm", "point", "state", "dsub", "panels", "number", "keep"))
+              for name, shape in (("tile", nearest._SHAPES[level]), ("narrow", nearest._NARROW[level]))),
             ("finish", partial(nearest._finish, lanes, points), ("best", "second", "first", "runner", "lane"),
              ("state", "point"))):
         kinds = [ir.IntType(32).as_pointer() if array == "lane" else real for array in arrays]
@@ -118,7 +120,10 @@ def test_tiles_compile_for_every_target(level):
     tuning = binding.create_pipeline_tuning_options(speed_level=3)
     passes = binding.create_pass_builder(machine, tuning)
     passes.getModulePassManager().run(parsed, passes)
-    assert re.search(wanted, machine.emit_assembly(parsed))
+    assembly = machine.emit_assembly(parsed)
+    for name in ("tile", "narrow"):
+        body = assembly[assembly.index(f"\n{name}:"):]
+        assert re.search(wanted, body[:body.index(f".size\t{name},")]), name
 
 
 def test_the_level_can_be_forced():

@@ -1,14 +1,15 @@
-"""PCA and Standardize, against their definitions and against scikit-learn."""
+"""PCA, Standardize and Rotation, against their definitions and against scikit-learn."""
 
 import numpy as np
 import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import layouts, same
+from laws import HAVE_NUMBA, layouts, same
 
+from npquant import persist
 from npquant.errors import InvalidInputError, NotFittedError
-from npquant.transforms import PCA, Standardize
+from npquant.transforms import PCA, Rotation, Standardize, products
 
 core = pytest.mark.core
 some = settings(max_examples=60)
@@ -153,7 +154,7 @@ def test_standardize_keeps_ratios(x):
 
 
 @core
-@pytest.mark.parametrize("make", [PCA, lambda: PCA(3, whiten=0.5), Standardize])
+@pytest.mark.parametrize("make", [PCA, lambda: PCA(3, whiten=0.5), Standardize, lambda: Rotation(random_state=0)])
 def test_forms_and_sharing(make, x):
     wanted = make().fit(x).transform(x)
     with layouts(x) as forms:
@@ -172,7 +173,7 @@ def test_forms_and_sharing(make, x):
 
 
 @core
-@pytest.mark.parametrize("make", [PCA, Standardize])
+@pytest.mark.parametrize("make", [PCA, Standardize, Rotation])
 def test_bad_input(make, x):
     for call in (make().transform, make().inverse_transform):
         with pytest.raises(NotFittedError, match=make.__name__):
@@ -184,3 +185,84 @@ def test_bad_input(make, x):
                 call(bad)
     with pytest.raises(InvalidInputError):
         make().fit(x[:0])
+
+
+@core
+@pytest.mark.parametrize("make", [PCA, lambda: PCA(3, whiten=0.5), Standardize, lambda: Rotation(random_state=0)])
+def test_a_row_does_not_see_its_batch(make, x, jit):
+    model = make().fit(x)
+    many = np.resize(x, (9001, 6))
+    z = model.transform(many)
+    back = model.inverse_transform(z)
+    for rows in (slice(0, 1), slice(3, 4), slice(5, 302), slice(4095, 9001), np.arange(9001)[::-1]):
+        same(model.transform(many[rows]), z[rows], "transform")
+        same(model.inverse_transform(z[rows]), back[rows], "inverse_transform")
+    for mode in "01" if HAVE_NUMBA else "0":
+        jit(mode)
+        same(model.transform(many), z, f"NPQUANT_JIT={mode}")
+
+
+@core
+def test_products_are_in_the_fixed_order(x):
+    rows = x[:5]
+    wanted = np.zeros((300, 5), np.float32)
+    for j in range(6):
+        wanted += x[:, j, None] * rows[:, j]
+    same(products(x, rows, 2), wanted, "products")
+
+
+@core
+@some
+@given(st.integers(1, 40), strategies.seeds)
+def test_a_rotation_is_orthogonal(d, seed):
+    x = strategies.make_vectors("normal", 20, d, seed)
+    model = Rotation(random_state=seed).fit(x)
+    rotation = model.rotation_.astype(np.float64)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(d), atol=1e-5)
+    z = model.transform(x)
+    np.testing.assert_allclose(z, x @ rotation.T, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(z[1:] - z[:-1], axis=1), np.linalg.norm(x[1:] - x[:-1], axis=1),
+                               rtol=1e-4)
+    np.testing.assert_allclose(model.inverse_transform(z), x, atol=1e-5)
+    same(Rotation(random_state=seed).fit(x[:1]).rotation_, model.rotation_, "it is of the dimension alone")
+
+
+@core
+def test_rotations_are_uniform():
+    stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
+    rng = np.random.default_rng(0)
+    ours = np.array([Rotation(random_state=rng).fit(np.ones((1, 3))).rotation_ for _ in range(2000)])
+    theirs = stats.ortho_group.rvs(3, 2000, random_state=1)
+    for of in (lambda a: a[:, 0, 0], lambda a: a[:, 2, 1], lambda a: np.trace(a, axis1=1, axis2=2)):
+        assert stats.ks_2samp(of(ours), of(theirs)).pvalue > 1e-3
+    assert 0.45 < (np.linalg.det(ours) > 0).mean() < 0.55
+    # Without the correction of signs the diagonal is not symmetric about 0.
+    assert stats.ks_2samp(np.linalg.qr(rng.standard_normal((2000, 3, 3)))[0][:, 0, 0],
+                          theirs[:, 0, 0]).pvalue < 1e-3
+
+
+@core
+def test_a_rotation_is_given(x, tmp_path):
+    matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype(np.float32)
+    given_one = matrix.copy()
+    model = Rotation()
+    model.rotation_ = given_one
+    given_one[:] = 0
+    same(model.rotation_, matrix, "the rotation given")
+    np.testing.assert_allclose(model.transform(x), x @ matrix.T, atol=1e-5)
+    persist.save(model, tmp_path / "r")
+    same(persist.load(tmp_path / "r").transform(x), model.transform(x), "after a file")
+    persist.save(Rotation(), tmp_path / "r")
+    assert not hasattr(persist.load(tmp_path / "r"), "rotation_")
+    for bad in (matrix[:3], matrix * np.float32(1.001), matrix.astype(float), matrix.tolist(), np.zeros((6, 6), "f4"),
+                matrix[None], np.full((6, 6), np.nan, "f4"), np.ones((2, 3), "f4")):
+        with pytest.raises(InvalidInputError, match="rotation_"):
+            model.rotation_ = bad
+    same(model.rotation_, matrix, "the rotation after others were refused")
+
+
+@core
+@pytest.mark.parametrize("make", [PCA, Standardize, Rotation])
+def test_an_unfitted_one_is_saved(make, tmp_path):
+    persist.save(make(), tmp_path / "t")
+    assert repr(persist.load(tmp_path / "t")) == repr(make())

@@ -6,12 +6,15 @@ The block size never depends on the number of threads, so neither does any resul
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_NAME = "npquant-worker"
 
 
 def available_threads() -> int:
@@ -32,9 +35,11 @@ def run_blocks(work: Callable[[int, int], T], n: int, block: int, threads: int |
     """
     starts = range(0, n, block)
     workers = min(threads or available_threads(), len(starts))
+    if threading.current_thread().name.startswith(_NAME):  # already one of several: more would only queue
+        workers = 1
     if workers <= 1:
         return [work(start, min(start + block, n)) for start in starts]
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="npquant")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=_NAME)
     try:
         return list(pool.map(lambda start: work(start, min(start + block, n)), starts))
     finally:

@@ -46,3 +46,23 @@ def sums_by_cluster(x: Float, label: NDArray[np.int32], K: int,
         total += sums
         count += counts
     return total, count
+
+
+def weighted_sums_by_cluster(x: Float, label: NDArray[np.int32], weight: NDArray[np.float64], K: int,
+                             threads: int | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (weighted sums (K, d), weights (K,)), both float64, of the rows of ``x`` (n, d) by their ``label``.
+
+    ``weight`` is (n,) float64. A product is rounded, then added; rows in order within a block, blocks in order.
+    """
+    def block(start: int, stop: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        rows = slice(start, stop)
+        sums = np.empty((K, x.shape[1]), np.float64)
+        for j in range(x.shape[1]):
+            sums[:, j] = np.bincount(label[rows], x[rows, j] * weight[rows], K)  # adds in row order
+        return sums, np.bincount(label[rows], weight[rows], K).astype(np.float64)  # integers, of no rows
+    parts = run_blocks(block, x.shape[0], _BLOCK, threads)
+    total, weights = parts[0]
+    for sums, part in parts[1:]:
+        total += sums
+        weights += part
+    return total, weights

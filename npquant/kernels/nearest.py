@@ -26,8 +26,9 @@ from npquant.kernels._pool import run_blocks
 Float = NDArray[np.float32]
 
 # What a SIMD level puts in their place where it compiles the tiled code below.
-LANES = POINTS = VECTORS = ROWS = 0
+LANES = POINTS = VECTORS = NARROW = ROWS = 0
 tile: Any = None
+narrow: Any = None
 finish: Any = None
 
 # Rows handed to one task: fixed, so that nothing depends on the number of threads.
@@ -95,16 +96,43 @@ def subspace_distances(x, codebooks_t, out):
 
 @kernel("f4:2 f4:3 f4:3w", twin=_subspace_products_twin, work=_work)
 def subspace_products(x, codebooks_t, out):
-    """Write the inner products of ``x`` (n, M·dsub) with ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K)."""
+    """Write the inner products of ``x`` (n, M·dsub) with ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K).
+
+    Four rows by four dimensions at a time, so that a sum is loaded and stored once for four multiply-adds and a
+    codeword read once for four rows; each sum still runs over the dimensions one by one, each step rounded.
+    """
     M, dsub, K = codebooks_t.shape
-    for i in range(x.shape[0]):
-        for m in range(M):
+    whole = dsub - dsub % 4
+    for m in range(M):
+        c = codebooks_t[m]
+        for i in range(0, x.shape[0] - 3, 4):
+            r0, r1, r2, r3 = out[i, m], out[i + 1, m], out[i + 2, m], out[i + 3, m]
+            for k in range(K):
+                r0[k] = r1[k] = r2[k] = r3[k] = 0.0
+            for j in range(0, whole, 4):
+                at = m * dsub + j
+                x00, x01, x02, x03 = x[i, at], x[i, at + 1], x[i, at + 2], x[i, at + 3]
+                x10, x11, x12, x13 = x[i + 1, at], x[i + 1, at + 1], x[i + 1, at + 2], x[i + 1, at + 3]
+                x20, x21, x22, x23 = x[i + 2, at], x[i + 2, at + 1], x[i + 2, at + 2], x[i + 2, at + 3]
+                x30, x31, x32, x33 = x[i + 3, at], x[i + 3, at + 1], x[i + 3, at + 2], x[i + 3, at + 3]
+                for k in range(K):
+                    c0, c1, c2, c3 = c[j, k], c[j + 1, k], c[j + 2, k], c[j + 3, k]
+                    r0[k] = (((r0[k] + x00 * c0) + x01 * c1) + x02 * c2) + x03 * c3
+                    r1[k] = (((r1[k] + x10 * c0) + x11 * c1) + x12 * c2) + x13 * c3
+                    r2[k] = (((r2[k] + x20 * c0) + x21 * c1) + x22 * c2) + x23 * c3
+                    r3[k] = (((r3[k] + x30 * c0) + x31 * c1) + x32 * c2) + x33 * c3
+            for row in range(i, i + 4):
+                for j in range(whole, dsub):
+                    a = x[row, m * dsub + j]
+                    for k in range(K):
+                        out[row, m, k] += a * c[j, k]
+        for i in range(x.shape[0] - x.shape[0] % 4, x.shape[0]):
             for k in range(K):
                 out[i, m, k] = 0.0
             for j in range(dsub):
                 a = x[i, m * dsub + j]
                 for k in range(K):
-                    out[i, m, k] += a * codebooks_t[m, j, k]
+                    out[i, m, k] += a * c[j, k]
 
 
 def _decide(x, i, m, codebooks_t, scores, bits):
@@ -131,6 +159,8 @@ def _decide(x, i, m, codebooks_t, scores, bits):
 def _nearest_tiled(x, codebooks_t, index, distance):
     """Pre-select by fused multiply-adds, tiles of POINTS rows × VECTORS · LANES codewords; decide near-ties anew.
 
+    Where the codewords would fill no more than half of these, tiles are of NARROW rows × LANES codewords.
+
     With everything centred on the codebook's mean, s = ½‖x‖² + ½‖c‖² − ⟨x, c⟩ is half the squared distance. The
     lowest bits of each s are replaced by the number of its vector of codewords, so that one minimum finds both value
     and place; the runner-up is kept beside it. With N = ‖x‖ + max‖c‖ and u = 2⁻²⁴, half the distance of the fixed
@@ -140,19 +170,22 @@ def _nearest_tiled(x, codebooks_t, index, distance):
     """
     n, d = x.shape
     M, dsub, K = codebooks_t.shape
-    wide = LANES * VECTORS
+    few = 2 * K <= LANES * VECTORS
+    points = NARROW if few else POINTS
+    vectors = 1 if few else VECTORS
+    wide = LANES * vectors
     panels = (K + wide - 1) // wide
     lost = 1
-    while (1 << lost) < panels * VECTORS:
+    while (1 << lost) < panels * vectors:
         lost += 1
-    keep = -(1 << lost)
+    keep = np.int32(-(1 << lost))
 
     # The codebooks, centred, negated and packed so that a tile reads them in one go; rows of zeros fill the last
     # panel, and a half norm of 2e38 keeps them from being chosen.
     centre = np.zeros(d, np.float32)
     packed = np.zeros(M * panels * dsub * wide, np.float32)
     half = np.zeros(M * panels * wide, np.float32)
-    reach = np.zeros(M, np.float64)
+    reach = np.zeros(M, np.float32)
     for m in range(M):
         for j in range(dsub):
             mean = 0.0
@@ -167,25 +200,28 @@ def _nearest_tiled(x, codebooks_t, index, distance):
                     c = codebooks_t[m, j, k] - centre[m * dsub + j]
                     packed[at + j * wide] = -c
                     norm += c * c
-                reach[m] = max(reach[m], np.float64(norm))
+                reach[m] = max(reach[m], norm)
                 half[m * panels * wide + k] = norm * np.float32(0.5)
             else:
                 half[m * panels * wide + k] = np.float32(2e38)
         reach[m] = np.sqrt(reach[m])
 
     group = max(1, 8192 // (dsub * wide))  # panels that stay in the nearest cache while rows pass over them
-    centred = np.zeros((ROWS + POINTS) * d, np.float32)
-    square = np.zeros(ROWS + POINTS, np.float32)
-    best = np.empty((ROWS + POINTS) * LANES, np.float32)
-    second = np.empty((ROWS + POINTS) * LANES, np.float32)
-    first = np.empty(ROWS + POINTS, np.float32)
-    runner = np.empty(ROWS + POINTS, np.float32)
-    lane = np.empty(ROWS + POINTS, np.int32)
+    centred = np.zeros((ROWS + NARROW) * d, np.float32)
+    square = np.zeros(ROWS + NARROW, np.float32)
+    best = np.empty((ROWS + NARROW) * LANES, np.float32)
+    second = np.empty((ROWS + NARROW) * LANES, np.float32)
+    first = np.empty(ROWS + NARROW, np.float32)
+    runner = np.empty(ROWS + NARROW, np.float32)
+    lane = np.empty(ROWS + NARROW, np.int32)
     first_bits = first.view(np.int32)
     scores = np.empty(K, np.float32)
     bits = scores.view(np.int32)
-    rounding = (2 * dsub + 16) * 2.0**-24
-    coarse = 2.0 ** (lost - 22)
+    chosen = np.empty(ROWS + NARROW, np.int32)
+    clear = np.empty(ROWS + NARROW, np.bool_)
+    # The reserve also covers that the bound itself is float32: so the loop over it is vectorised.
+    rounding = np.float32(2.002 * (2 * dsub + 16) * 2.0**-24)
+    coarse = np.float32(1.001 * 2.0 ** (lost - 22))
     for begin in range(0, n, ROWS):
         rows = min(ROWS, n - begin)
         for i in range(rows):
@@ -198,24 +234,29 @@ def _nearest_tiled(x, codebooks_t, index, distance):
                     c = centred[i * d + m * dsub + j]
                     norm += c * c
                 square[i] = norm * np.float32(0.5)
-            best[:] = np.float32(3e38)
-            second[:] = np.float32(3e38)
             for panel in range(0, panels, group):
                 count = min(group, panels - panel)
-                for i in range(0, rows, POINTS):
-                    tile(centred, packed, half, square, best, second, i * d + m * dsub, d,
-                         (m * panels + panel) * dsub * wide, (m * panels + panel) * wide, i, i * LANES, dsub, count,
-                         panel * VECTORS, keep)
+                for i in range(0, rows, points):
+                    if few:
+                        narrow(centred, packed, half, square, best, second, i * d + m * dsub, d,
+                               (m * panels + panel) * dsub * wide, (m * panels + panel) * wide, i, i * LANES, dsub,
+                               count, panel, keep)
+                    else:
+                        tile(centred, packed, half, square, best, second, i * d + m * dsub, d,
+                             (m * panels + panel) * dsub * wide, (m * panels + panel) * wide, i, i * LANES, dsub,
+                             count, panel * VECTORS, keep)
             for i in range(0, rows, POINTS):
                 finish(best, second, first, runner, lane, i * LANES, i)
             for i in range(rows):
-                size = np.sqrt(2 * np.float64(square[i])) + reach[m]
-                slack = 2 * rounding * size * size + coarse * (abs(first[i]) + abs(runner[i])) + 1e-36
-                if np.float64(runner[i]) - np.float64(first[i]) > slack:
-                    k = (first_bits[i] & ~keep) * LANES + lane[i]
+                size = np.sqrt(np.float32(2) * square[i]) + reach[m]
+                slack = rounding * (size * size) + coarse * (abs(first[i]) + abs(runner[i])) + np.float32(1e-36)
+                clear[i] = runner[i] - first[i] > slack
+                chosen[i] = (first_bits[i] & ~keep) * LANES + lane[i]
+            for i in range(rows):
+                if clear[i]:
+                    index[begin + i, m] = chosen[i]
                 else:
-                    k = _decide(x, begin + i, m, codebooks_t, scores, bits)
-                index[begin + i, m] = k
+                    index[begin + i, m] = _decide(x, begin + i, m, codebooks_t, scores, bits)
     if distance.shape[0]:
         for i in range(n):
             for m in range(M):
@@ -228,18 +269,22 @@ def _nearest_tiled(x, codebooks_t, index, distance):
 
 # Lanes, rows and vectors of a tile: rows · vectors accumulators, with the codewords, fill the registers.
 _SHAPES = {"avx512": (16, 4, 4), "avx2": (8, 4, 2), "neon": (4, 4, 4)}
+# The same for few codewords: more rows and one vector, so that less of a panel is empty.
+_NARROW = {"avx512": (16, 8, 1), "avx2": (8, 8, 1), "neon": (4, 8, 1)}
 
 
 def _nearest_level(level: str) -> dict[str, Any] | None:
     if level not in _SHAPES:
         return None
     lanes, points, vectors = _SHAPES[level]
-    tile = simd.intrinsic(partial(_tile, lanes, points, vectors), (
+    tile, narrow = (simd.intrinsic(partial(_tile, *shape), (
         "x", "packed", "half", "square", "best", "second"), (
         "row", "stride", "panel", "norm", "point", "state", "dsub", "panels", "number", "keep"))
+        for shape in (_SHAPES[level], _NARROW[level]))
     finish = simd.intrinsic(partial(_finish, lanes, points), (
         "best", "second", "first", "runner", "lane"), ("state", "point"))
-    return {"LANES": lanes, "POINTS": points, "VECTORS": vectors, "ROWS": 256, "tile": tile, "finish": finish}
+    return {"LANES": lanes, "POINTS": points, "VECTORS": vectors, "NARROW": _NARROW[level][1], "ROWS": 256,
+            "tile": tile, "narrow": narrow, "finish": finish}
 
 
 def _tile(lanes: int, points: int, vectors: int, builder: Any, v: dict[str, Any]) -> None:
@@ -249,8 +294,9 @@ def _tile(lanes: int, points: int, vectors: int, builder: Any, v: dict[str, Any]
     rows = [w.at(v["x"], b.add(v["row"], b.mul(v["stride"], w.index(p)))) for p in range(points)]
     square = [w.splat(b.load(w.at(v["square"], b.add(v["point"], w.index(p))))) for p in range(points)]
     state = [b.add(v["state"], w.index(p * lanes)) for p in range(points)]
-    best = [w.variable(w.load(v["best"], at)) for at in state]
-    second = [w.variable(w.load(v["second"], at)) for at in state]
+    fresh = b.icmp_signed("==", v["number"], w.index(0))  # the first panels: there is nothing before them
+    best, second = ([w.variable(b.select(fresh, w.constant(3e38), w.load(v[name], at))) for at in state]
+                    for name in ("best", "second"))
     sums = [[w.variable() for _ in range(vectors)] for _ in range(points)]
     keep = w.splat(b.trunc(v["keep"], w.i32))
     with w.loop(v["panels"]) as panel:

@@ -1,9 +1,15 @@
 """Scanning codes: a score is ``(T[0, c_0] + T[1, c_1]) + …`` in float32, m = 0 first; the k best are exact.
 
 The order of results is total (score, then the smaller id), so neither blocks nor threads can be seen in them.
+
+Codes are M numbers below K, a byte each; where K = 16 two share a byte, number 2j in the low half of byte j and
+2j + 1 in the high one (which is 0 after the last of an odd M). ``code_size``, ``pack`` and ``column`` are where this
+is said; whatever is given tables (nq, M, K) sees from the width of the codes which of the two they are.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,30 +26,72 @@ _QUERIES = 8  # queries handed to one task
 _TWIN_ROWS = 1 << 16
 
 
+def code_size(M: int, K: int) -> int:
+    """Return the bytes of a code of M numbers below K."""
+    return (M + 1) // 2 if K == 16 else M
+
+
+def pack(numbers: NDArray[np.integer[Any]], K: int) -> Codes:
+    """Return ``numbers`` (n, M) below K as codes (n, code_size(M, K))."""
+    codes = numbers.astype(np.uint8)
+    if K == 16:
+        packed = np.ascontiguousarray(codes[:, ::2])
+        packed[:, :codes.shape[1] // 2] |= codes[:, 1::2] << np.uint8(4)
+        return packed
+    return codes
+
+
+def column(codes: Codes, m: int, M: int) -> Codes:
+    """Return number m (n,) of the M numbers that each of ``codes`` holds, whether packed or not."""
+    if codes.shape[1] == M:  # a packed M = 1 as well: its high half is 0
+        return codes[:, m]
+    byte = codes[:, m // 2]
+    return byte >> np.uint8(4) if m % 2 else byte & np.uint8(15)
+
+
 def _work(tables: Float, codes: Codes, *_: object) -> int:
-    return tables.shape[0] * codes.size
+    return tables.shape[0] * tables.shape[1] * codes.shape[0]
 
 
 def _scores_twin(tables: Float, codes: Codes, out: Float) -> None:
+    M = tables.shape[1]
     for q in range(tables.shape[0]):
         for start in range(0, codes.shape[0], _TWIN_ROWS):
             rows = slice(start, start + _TWIN_ROWS)
-            score = tables[q, 0].take(codes[rows, 0])
-            for m in range(1, codes.shape[1]):
-                score += tables[q, m].take(codes[rows, m])
+            score = tables[q, 0].take(column(codes[rows], 0, M))
+            for m in range(1, M):
+                score += tables[q, m].take(column(codes[rows], m, M))
             out[q, rows] = score
 
 
-@kernel("f4:3 u1:2 f4:2w", twin=_scores_twin, work=_work)
-def adc_scores(tables, codes, out):
-    """Write the scores of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``out`` (nq, n)."""
-    M = codes.shape[1]
-    for q in range(tables.shape[0]):
-        for i in range(codes.shape[0]):
-            score = tables[q, 0, codes[i, 0]]
+def _score(tables, q, codes, begin, out):
+    """Write the scores of the codes from row ``begin`` on by the tables of query q into ``out``."""
+    M = tables.shape[1]
+    if codes.shape[1] == M:
+        for i in range(out.shape[0]):
+            score = tables[q, 0, codes[begin + i, 0]]
             for m in range(1, M):
-                score += tables[q, m, codes[i, m]]
-            out[q, i] = score
+                score += tables[q, m, codes[begin + i, m]]
+            out[i] = score
+    else:  # packed, and M is at least 2
+        for i in range(out.shape[0]):
+            byte = codes[begin + i, 0]
+            score = tables[q, 0, byte & 15]
+            score += tables[q, 1, byte >> 4]
+            for j in range(1, M // 2):
+                byte = codes[begin + i, j]
+                score += tables[q, 2 * j, byte & 15]
+                score += tables[q, 2 * j + 1, byte >> 4]
+            if M % 2:
+                score += tables[q, M - 1, codes[begin + i, M // 2] & 15]
+            out[i] = score
+
+
+@kernel("f4:3 u1:2 f4:2w", twin=_scores_twin, work=_work, helpers=(_score,))
+def adc_scores(tables, codes, out):
+    """Write the scores of ``codes`` (n, code_size) by ``tables`` (nq, M, K) into ``out`` (nq, n)."""
+    for q in range(tables.shape[0]):
+        _score(tables, q, codes, 0, out[q])
 
 
 def smallest(scores: Float, ids: Ids, k: int) -> tuple[Float, Ids]:
@@ -83,39 +131,43 @@ def _sift_down(scores, names, size, score, name):
     names[at] = name
 
 
-@kernel("f4:3 u1:2 i8:1 f4:2w i8:2w", twin=_topk_twin, work=_work, helpers=(_sift_down,))
+@kernel("f4:3 u1:2 i8:1 f4:2w i8:2w", twin=_topk_twin, work=_work, helpers=(_score, _sift_down))
 def adc_topk(tables, codes, ids, distances, found):
-    """Write the k best of ``codes`` (n, M) by ``tables`` (nq, M, K) into ``distances`` and ``found`` (nq, k), k ≤ n.
+    """Write the k ≤ n best of ``codes`` (n, code_size) by ``tables`` (nq, M, K) into ``distances``, ``found`` (nq, k).
 
     One binary heap a query, its worst entry on top; at the end the heap is sorted in place.
     """
-    n, M = codes.shape
+    n = codes.shape[0]
     k = distances.shape[1]
+    scores = np.empty(1024, np.float32)  # of a few codes at a time, while they are in the nearest cache
     for q in range(tables.shape[0]):
         heap = distances[q]
         names = found[q]
         size = 0
-        for i in range(n):
-            score = tables[q, 0, codes[i, 0]]
-            for m in range(1, M):
-                score += tables[q, m, codes[i, m]]
-            name = ids[i]
-            if size < k:  # sift the newcomer up
-                at = size
-                size += 1
-                while at > 0:
-                    above = (at - 1) // 2
-                    if heap[above] > score or (heap[above] == score and names[above] > name):
-                        break
-                    heap[at] = heap[above]
-                    names[at] = names[above]
-                    at = above
-                heap[at] = score
-                names[at] = name
-                continue
-            if score > heap[0] or (score == heap[0] and name > names[0]):
-                continue
-            _sift_down(heap, names, size, score, name)
+        for begin in range(0, n, scores.shape[0]):
+            count = min(scores.shape[0], n - begin)
+            _score(tables, q, codes, begin, scores[:count])
+            for i in range(count):
+                score = scores[i]
+                if size == k and score > heap[0]:
+                    continue
+                name = ids[begin + i]
+                if size < k:  # sift the newcomer up
+                    at = size
+                    size += 1
+                    while at > 0:
+                        above = (at - 1) // 2
+                        if heap[above] > score or (heap[above] == score and names[above] > name):
+                            break
+                        heap[at] = heap[above]
+                        names[at] = names[above]
+                        at = above
+                    heap[at] = score
+                    names[at] = name
+                    continue
+                if score == heap[0] and name > names[0]:
+                    continue
+                _sift_down(heap, names, size, score, name)
         for last in range(size - 1, 0, -1):  # the worst goes last, again and again
             score = heap[last]
             name = names[last]
@@ -126,12 +178,13 @@ def adc_topk(tables, codes, ids, distances, found):
 
 def _fit_together(tables: Float, codes: Codes) -> None:
     # Compiled code reads where it is told to: whatever went wrong before, it must not read beyond an array.
-    if codes.ndim != 2 or codes.shape[1] != tables.shape[1]:
-        raise InvalidInputError(f"codes of shape {codes.shape} do not fit tables of {tables.shape[1]} look-ups.")
+    M, K = tables.shape[1:]
+    if codes.ndim != 2 or codes.shape[1] not in (M, code_size(M, K)):
+        raise InvalidInputError(f"codes of shape {codes.shape} do not fit tables of {M} look-ups among {K}.")
 
 
 def scores(tables: Float, codes: Codes, threads: int | None) -> Float:
-    """Return the scores (nq, n) of ``codes`` (n, M) by ``tables`` (nq, M, K)."""
+    """Return the scores (nq, n) of ``codes`` (n, code_size) by ``tables`` (nq, M, K)."""
     _fit_together(tables, codes)
     out = np.empty((tables.shape[0], codes.shape[0]), np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,11 +10,15 @@ from numpy.typing import NDArray
 
 from npquant import _checks
 from npquant._base import Transformer
+from npquant._rows import blocks, is_stream, row_count, training_rows
 from npquant.kernels import nearest, scan
+from npquant.kernels._pool import run_blocks
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Self = TypeVar("Self", bound="Quantizer")
+
+_ROWS = 4096  # that a thread reads, converts and codes at a time
 
 
 class Scorer:
@@ -73,16 +78,22 @@ class Quantizer(Transformer):
 
     score_model = "decoded"
     threads: int | None
+    max_points: int | None = None  # training vectors at the most; a codec that draws has it as a parameter
+    random_state: Any = None
 
     def fit(self: Self, X: Any, y: Any = None) -> Self:
-        """Train on ``X`` (n, d); ``y`` is ignored.
+        """Train on ``X`` (n, d): an array, a memmap, or an iterable of blocks (n_i, d); ``y`` is ignored.
+
+        Of more than ``max_points`` vectors so many are drawn uniformly, without replacement, by ``random_state``: the
+        same ones whether they come in an array or in blocks of any size. Only these are converted to float32, and
+        checked.
 
         Raises
         ------
         InvalidInputError
             ``X`` or a parameter is wrong.
         """
-        x = _checks.vectors(X)
+        x = self._training_rows(X)
         self._fit(x)
         self._remember_features(X, x.shape[1])
         return self
@@ -90,13 +101,51 @@ class Quantizer(Transformer):
     def encode(self, X: Any, *, metric: str = "l2") -> Codes:
         """Return the codes of ``X`` (n, d): uint8 (n, code_size); a single 1-D vector is a batch of one.
 
-        For ``metric="cosine"`` it is the normalised vectors that are coded.
+        ``X`` is an array of any real dtype, a memmap, or an iterable of blocks (n_i, d). It is read, converted and
+        coded a few thousand rows at a time, so that beside the codes no more than these are held. For
+        ``metric="cosine"`` it is the normalised vectors that are coded.
 
         Raises
         ------
         NotFittedError, InvalidInputError
         """
-        return self._encode(self._embedded(X, "X", metric))
+        if not is_stream(X):
+            return self._coded(X, "X", metric)
+        parts = list(self.encode_blocks(X, metric=metric))
+        return np.concatenate(parts) if parts else np.empty((0, self.code_size), np.uint8)
+
+    def encode_blocks(self, X: Any, *, metric: str = "l2") -> Iterator[Codes]:
+        """Return an iterator over the codes of ``X``, uint8 (n_i, code_size), in the order of the rows.
+
+        Of an iterable of blocks each block's codes come as they are asked for, and nothing of the blocks before is
+        held; an array or a memmap is cut into blocks here. End to end they are what ``encode`` returns.
+
+        Raises
+        ------
+        NotFittedError, InvalidInputError
+            At once for the codec and the metric; for a block when it is its turn.
+
+        Examples
+        --------
+        >>> import numpy as np, npquant as nq
+        >>> X = np.random.default_rng(0).standard_normal((300, 4))
+        >>> pq = nq.ProductQuantizer(m=2, nbits=3, random_state=0).fit(X)
+        >>> [len(codes) for codes in pq.encode_blocks(X[i:i + 128] for i in range(0, 300, 128))]
+        [128, 128, 44]
+        """
+        self._check_fitted()
+        _checks.metric(metric)
+        return (self._coded(block, name, metric) for block, name in blocks(X, "X", 16 * _ROWS))
+
+    def _coded(self, X: Any, name: str, metric: str) -> Codes:
+        n = row_count(X)
+        if n is None or n <= _ROWS:
+            return self._encode(self._embedded(X, name, metric))
+        self._vectors(X[:0], name)  # what is wrong with all of it is said of all of it
+        rows = max(256, min(_ROWS, (1 << 22) // X.shape[1]))
+        return np.concatenate(run_blocks(
+            lambda begin, end: self._encode(self._embedded(X[begin:end], f"{name}[{begin}:{end}]", metric)),
+            n, rows, _checks.threads(self.threads)))
 
     def decode(self, codes: Any) -> Float:
         """Return the vectors that ``codes`` (n, code_size) stand for: float32 (n, d).
@@ -113,17 +162,24 @@ class Quantizer(Transformer):
     def transform(self, X: Any) -> Codes:
         """Return ``encode(X)`` of one or more vectors; scikit-learn's name and rules (a 1-D ``X`` is refused)."""
         self._check_fitted()
-        return self._encode(self._embed(_checks.vectors(X, d=self.n_features_in_, owner=type(self).__name__)))
+        if row_count(X) is None and not is_stream(X):
+            X = _checks.vectors(X, d=self.n_features_in_, owner=type(self).__name__)
+        return self.encode(X)
 
     def inverse_transform(self, codes: Any) -> Float:
         """Return ``decode(codes)``."""
         return self.decode(codes)
 
     def refine(self: Self, X: Any, n_iter: int = 3) -> Self:
-        """Go on training from the present codebooks on ``X`` (n, d); a codec without a way to do so refits."""
+        """Go on training from the present codebooks on ``X``, as ``fit`` takes it; a codec that cannot refits."""
         self._check_fitted()
-        self._refine(self._vectors(X, one_row=False, min_rows=1), _checks.integer(n_iter, "n_iter"))
+        x = self._vectors(self._training_rows(X), one_row=False, min_rows=1)
+        self._refine(x, _checks.integer(n_iter, "n_iter"))
         return self
+
+    def _training_rows(self, X: Any) -> Float:
+        limit = None if self.max_points is None else _checks.integer(self.max_points, "max_points")
+        return training_rows(X, limit, self.random_state)
 
     def scorer(self, queries: Any, metric: str = "l2") -> Scorer:
         """Return the :class:`Scorer` of ``queries`` (nq, d) by ``metric``: ``l2``, ``ip`` or ``cosine``.
@@ -131,6 +187,29 @@ class Quantizer(Transformer):
         For ``cosine`` the queries are normalised here; the codes are expected to be of normalised vectors.
         """
         return Scorer(self, self._embedded(queries, "queries", metric), metric != "l2")
+
+    def symmetric_scorer(self, codes: Any, metric: str = "l2") -> Scorer:
+        """Return the :class:`Scorer` of the vectors that ``codes`` (nq, code_size) stand for.
+
+        Symmetric distance computation (SDC, Jégou et al. 2011): codes against codes, where the queries themselves are
+        not at hand. It is ``scorer(decode(codes), metric)`` and no more. Its tables hold, for each block, the row of
+        the codeword-to-codeword table (M, K, K) that the code names, bit for bit: that table would save O(K d)
+        operations a query, which are few beside a scan, and is not kept.
+
+        Raises
+        ------
+        NotFittedError, InvalidInputError
+
+        Examples
+        --------
+        >>> import numpy as np, npquant as nq
+        >>> pq = nq.ProductQuantizer(m=2, nbits=1)
+        >>> pq.codebooks_ = np.array([[[0], [1]], [[0], [3]]], np.float32)
+        >>> codes = np.array([[0, 0], [0, 1], [1, 1]], np.uint8)
+        >>> pq.symmetric_scorer(codes).scores(codes).tolist()
+        [[0.0, 9.0, 10.0], [9.0, 0.0, 1.0], [10.0, 1.0, 0.0]]
+        """
+        return self.scorer(self.decode(codes), metric)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return minus the mean squared error of coding ``X`` (higher is better)."""
@@ -206,3 +285,6 @@ def normalized(x: Float) -> Float:
     """Return the rows divided by their Euclidean norm, float32; zero rows stay zero."""
     norm = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
     return np.asarray(x / np.where(norm > 0, norm, 1.0)[:, None], dtype=np.float32)
+
+
+# ------------------------------------------------------------------- vectors in an array, a memmap, or a stream

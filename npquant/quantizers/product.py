@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from npquant import _checks
 from npquant.errors import InvalidInputError, NpquantWarning
-from npquant.kernels import cluster, nearest
+from npquant.kernels import cluster, nearest, scan
 from npquant.kmeans import lloyd, start
 from npquant.quantizers.base import Codes, Float, Quantizer
 
@@ -18,9 +18,10 @@ from npquant.quantizers.base import Codes, Float, Quantizer
 class ProductQuantizer(Quantizer):
     """Cut vectors into ``m`` blocks and code each block by its nearest codeword (Jégou et al. 2011).
 
-    A code is ``m`` bytes, one a block, with values below ``2**nbits``. The squared distance of a query to a
-    coded vector is a sum of ``m`` table entries (asymmetric distance computation, ADC), equal to the distance
-    to ``decode(codes)`` in a fixed order of summation.
+    A code is ``m`` bytes, one a block, with values below ``2**nbits``; with ``nbits=4`` two blocks share a byte:
+    block 2j is in the low half of byte j, block 2j + 1 in the high one, and after the last of an odd ``m`` that is 0.
+    The squared distance of a query to a coded vector is a sum of ``m`` table entries (asymmetric distance
+    computation, ADC), equal to the distance to ``decode(codes)`` in a fixed order of summation.
 
     Parameters
     ----------
@@ -32,6 +33,9 @@ class ProductQuantizer(Quantizer):
         k-means iterations a codebook, at the most.
     init : {"k-means++", "random"}
         How each k-means starts.
+    max_points : int, optional
+        Training vectors at the most: of more, so many are drawn uniformly by the seed, the same ones for all blocks
+        (a line in the log says so). The default is 256 a codeword of the largest codebook; ``None`` takes all.
     random_state : None, int or numpy.random.Generator
     threads : int, optional
         Default: ``NPQUANT_NUM_THREADS``, else the processors this process may use.
@@ -44,8 +48,9 @@ class ProductQuantizer(Quantizer):
 
     Notes
     -----
-    Training costs O(n K d) an iteration, encoding O(K d) a vector, a look-up table O(K d) a query and scoring
-    m additions a code. The same ``random_state`` gives the same bits for any number of threads.
+    Training costs O(n K d) an iteration with n ≤ ``max_points``, encoding O(K d) a vector, a look-up table O(K d) a
+    query and scoring m additions a code. The same ``random_state`` gives the same bits for any number of threads and
+    for the same vectors in an array, a memmap or blocks of any size.
 
     Examples
     --------
@@ -54,18 +59,19 @@ class ProductQuantizer(Quantizer):
     >>> pq = nq.ProductQuantizer(m=8, nbits=4, random_state=0).fit(X)
     >>> codes = pq.encode(X[:3])
     >>> codes.shape, codes.dtype, pq.decode(codes).shape
-    ((3, 8), dtype('uint8'), (3, 64))
+    ((3, 4), dtype('uint8'), (3, 64))
     """
 
     _fitted_attribute = "codebooks_"
     _weights: NDArray[np.float64] | None  # of the moving average, since the last fit
 
     def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 25, init: str = "k-means++",
-                 random_state: Any = None, threads: int | None = None) -> None:
+                 max_points: int | None = 65_536, random_state: Any = None, threads: int | None = None) -> None:
         self.m = m
         self.nbits = nbits
         self.n_iter = n_iter
         self.init = init
+        self.max_points = max_points
         self.random_state = random_state
         self.threads = threads
 
@@ -141,13 +147,13 @@ class ProductQuantizer(Quantizer):
 
     def _encode(self, x: Float) -> Codes:
         index = nearest.assign(x, self._transposed, _checks.threads(self.threads), distances=False)[0]
-        return index.astype(np.uint8)
+        return scan.pack(index, self.codebooks_.shape[1])
 
     def _decode(self, codes: Codes) -> Float:
         m, _, dsub = self.codebooks_.shape
         out = np.empty((len(codes), m, dsub), np.float32)
         for j in range(m):
-            out[:, j] = self.codebooks_[j].take(codes[:, j], axis=0)
+            out[:, j] = self.codebooks_[j].take(scan.column(codes, j, m), axis=0)
         return out.reshape(len(codes), m * dsub)
 
     def _tables(self, queries: Float, product: bool) -> Float:
@@ -160,20 +166,33 @@ class ProductQuantizer(Quantizer):
         return self.codebooks_[np.arange(m)[None, :, None], order]
 
     def check_codes(self, codes: Any) -> Codes:
-        """Return ``codes`` if they are codes of this codec: uint8 (n, m), every entry below ``2**nbits``."""
+        """Return ``codes`` if they are codes of this codec.
+
+        Raises
+        ------
+        NotFittedError
+        InvalidInputError
+            They are not uint8 (n, code_size), or hold a number that is not below ``2**nbits`` (with ``nbits=4`` and
+            an odd ``m``: the half byte after the last number is not 0).
+        """
         checked = super().check_codes(codes)
-        K = self.codebooks_.shape[1]
-        if K < 256 and checked.size and checked.max() >= K:
-            row, column = np.argwhere(checked >= K)[0]
-            raise InvalidInputError(f"codes contain {checked[row, column]} (row {row}, column {column}), and a "
-                                    f"codebook has {K} codewords, 0 … {K - 1}. Give what encode returned.")
+        m, K, _ = self.codebooks_.shape
+        packed = scan.code_size(m, K) < m
+        limited = checked[:, m // 2:] if packed else checked  # of two numbers in a byte each is below 16
+        if K < 256 and limited.size and limited.max() >= K:
+            row, column = np.argwhere(limited >= K)[0]
+            number, column = limited[row, column], column + checked.shape[1] - limited.shape[1]
+            raise InvalidInputError(
+                f"codes contain {number} (row {row}, column {column}), and "
+                + (f"the high half of the last byte is 0 where m = {m} is odd. " if packed else
+                   f"a codebook has {K} codewords, 0 … {K - 1}. ") + "Give what encode returned.")
         return checked
 
     @property
     def code_size(self) -> int:
-        """Bytes of one vector: ``m``."""
+        """Bytes of one vector: ``m``, or half of it, rounded up, where ``nbits`` is 4."""
         self._check_fitted()
-        return len(self.codebooks_)
+        return scan.code_size(*self.codebooks_.shape[:2])
 
     @staticmethod
     def _blocks(x: Float, m: int) -> list[Float]:
