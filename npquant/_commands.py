@@ -202,7 +202,7 @@ def _demo(args: Namespace) -> Outcome:
 _DEEP = ("loss", "output", "hidden", "d_out", "epochs", "lr", "batch_size", "whiten", "validation",
          "patience")
 _OPTIONS = {"deep": (*_DEEP, "m", "nbits", "labels"), "pq": ("m", "nbits", "iterations"),
-            "kmeans": ("clusters", "iterations")}
+            "opq": ("m", "nbits", "iterations"), "kmeans": ("clusters", "iterations")}
 
 
 def _train(args: Namespace) -> Outcome:
@@ -255,14 +255,14 @@ def _train(args: Namespace) -> Outcome:
 
 
 def _new(args: Namespace, method: str) -> Any:
-    from npquant import DeepQuantizer, KMeans, ProductQuantizer
+    from npquant import DeepQuantizer, KMeans, OptimizedProductQuantizer, ProductQuantizer
     if method == "kmeans":
         return KMeans(args.clusters or 256, max_iter=25 if args.iterations is None else args.iterations,
                       random_state=args.seed)
     blocks = {name: getattr(args, name) for name in ("m", "nbits") if getattr(args, name) is not None}
-    if method == "pq":
-        return ProductQuantizer(**blocks, n_iter=25 if args.iterations is None else args.iterations,
-                                random_state=args.seed)
+    if method in ("pq", "opq"):
+        kind, usual = (ProductQuantizer, 25) if method == "pq" else (OptimizedProductQuantizer, 30)
+        return kind(**blocks, n_iter=usual if args.iterations is None else args.iterations, random_state=args.seed)
     options = {name: getattr(args, name) for name in _DEEP if getattr(args, name) is not None}
     if "output" in options and len(options["output"]) == 1:
         options["output"] = options["output"][0]

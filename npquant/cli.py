@@ -267,12 +267,12 @@ def _add_demo(add: Callable[..., Any]) -> None:
 def _add_train(add: Callable[..., Any]) -> None:
     add("data", metavar="DATA", help="vectors, or labelled data")
     add("-o", "--out", metavar="FILE", help="the model, such as model.npq")
-    add("--method", choices=("deep", "pq", "kmeans"), help="deep: a network and product quantization of its outputs "
-        "(default); pq: product quantization; kmeans: one codebook")
-    add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into, a byte each (deep 4, pq 8)")
+    add("--method", choices=("deep", "pq", "opq", "kmeans"), help="deep: a network and product quantization of its "
+        "outputs (default); pq: product quantization; opq: with a learned rotation before it; kmeans: one codebook")
+    add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into, a byte each (deep 4, pq and opq 8)")
     add("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
     add("--clusters", type=_whole(1), metavar="N", help="kmeans: how many centres (default 256)")
-    add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25)")
+    add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25); opq (default 30)")
     add("--labels", metavar="FILE", help="deep: a label a vector; without labels it learns from neighbours")
     add("--loss", choices=("triplet", "contrastive", "softmax"), help="deep: default triplet")
     add("--output", type=_words, metavar="RULE,RULE", help="deep: how training takes the coding into account: "

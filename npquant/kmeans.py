@@ -94,7 +94,7 @@ class KMeans(Transformer):
 
     _fitted_attribute = "cluster_centers_"
 
-    def __init__(self, n_clusters: int = 8, *, init: Any = "k-means++", max_iter: int = 25, tol: float = 1e-4,
+    def __init__(self, n_clusters: int = 8, *, init: Any = "k-means++", max_iter: int = 25, tol: float = 5e-4,
                  spherical: bool = False, max_points: int | None = None, random_state: Any = None,
                  threads: int | None = None) -> None:
         self.n_clusters = n_clusters
@@ -480,6 +480,7 @@ def _lloyd(x: Float, centers: Float, weight: Double | None, max_iter: int, tol: 
             stride = _STRIDE if np.count_nonzero(labels != new_labels) > len(x) // 1024 else 1.0
         centers, labels = moved, new_labels
         history.append(inertia)
+        log.debug("k-means iteration %d: inertia %.6g", len(history) - 1, inertia)
         if history[-2] - inertia <= tol * history[-2]:
             break
     return centers, labels, history

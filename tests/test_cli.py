@@ -131,6 +131,14 @@ def test_options_of_a_training_arrive(run, files):
     assert {name: params[name] for name in wanted} == wanted
 
 
+def test_opq_is_that_of_python(run, files):
+    assert run("train", "base.fvecs", "--method", "opq", "--m", 8, "--nbits", 4, "--iterations", 3, "-o", "opq.npq",
+               "--seed", 3)[0] == 0
+    assert run("encode", "opq.npq", "base.fvecs", "-o", "opq.npy")[0] == 0
+    opq = nq.OptimizedProductQuantizer(m=8, nbits=4, n_iter=3, random_state=3).fit(DIGITS.X_train[:400])
+    np.testing.assert_array_equal(np.load(files / "opq.npy"), opq.encode(DIGITS.X_train[:400]))
+
+
 def test_kmeans_encodes_to_numbers_of_centres(run, files):
     assert run("train", "base.fvecs", "--method", "kmeans", "--clusters", 12, "--iterations", 5,
                "-o", "km.npq")[0] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -13,6 +14,8 @@ from npquant.errors import InvalidInputError, NpquantWarning
 from npquant.kernels import cluster, nearest, scan
 from npquant.kmeans import lloyd, start
 from npquant.quantizers.base import Codes, Float, Quantizer
+
+log = logging.getLogger("npquant")
 
 
 class ProductQuantizer(Quantizer):
@@ -108,11 +111,13 @@ class ProductQuantizer(Quantizer):
         # One stream a block, so that a codebook does not depend on the others.
         streams = _checks.random_state(self.random_state).spawn(m)
         codebooks = np.empty((m, K, d // m), np.float32)
-        for block, codebook, rng in zip(self._blocks(x, m), codebooks, streams, strict=True):
+        for number, (block, codebook, rng) in enumerate(zip(self._blocks(x, m), codebooks, streams, strict=True)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NpquantWarning)  # said above, once
                 begin = start(block, K, rng, self.init, threads)
-            codebook[:] = lloyd(block, begin, max_iter=n_iter, tol=1e-4, threads=threads)[0]
+            codebook[:], _, _, history = lloyd(block, begin, max_iter=n_iter, tol=5e-4, threads=threads)
+            log.info("codebook of block %d (of %d): %d iterations, mean squared error %.6g", number, m,
+                     len(history) - 1, history[-1] / len(block))
         self.codebooks_ = codebooks
 
     def _refine(self, x: Float, n_iter: int) -> None:
