@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -92,7 +93,10 @@ class Transformer(Estimator):
     """An estimator with ``transform``; the columns it makes are named after the class."""
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[Any]:
-        """Fit on ``X`` and return its transform."""
+        """Fit on ``X`` and return its transform; what can be read only once cannot be given."""
+        if isinstance(X, Iterator):
+            raise InvalidInputError("X is an iterator, which can be read only once: call fit with it and transform "
+                                    "with another, or give an array.")
         result: NDArray[Any] = self.fit(X, y, **fit_params).transform(X)  # type: ignore[attr-defined]
         return result
 

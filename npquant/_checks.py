@@ -68,7 +68,7 @@ def vectors(X: Any, name: str = "X", *, d: int | None = None, owner: str = "this
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf, which is told just below
         result = np.array(array, np.float32, order="C") if copy else np.ascontiguousarray(array, np.float32)
     if array.dtype.kind == "f" or array.dtype.itemsize == 8:
-        _finite(result, name)
+        finite(result, name)
     return result
 
 
@@ -95,7 +95,8 @@ def _numeric(X: Any, name: str) -> NDArray[Any]:
     return array
 
 
-def _finite(array: Float, name: str) -> None:
+def finite(array: Float, name: str) -> None:
+    """Raise unless all numbers are finite, and small enough that squared distances are."""
     # One pass without a temporary of n · d booleans: NaN fails both comparisons.
     if array.size == 0 or (array.max() <= _LARGEST and array.min() >= -_LARGEST):
         return

@@ -269,7 +269,7 @@ def _add_train(add: Callable[..., Any]) -> None:
     add("-o", "--out", metavar="FILE", help="the model, such as model.npq")
     add("--method", choices=("deep", "pq", "opq", "kmeans"), help="deep: a network and product quantization of its "
         "outputs (default); pq: product quantization; opq: with a learned rotation before it; kmeans: one codebook")
-    add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into, a byte each (deep 4, pq and opq 8)")
+    add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into (deep 4, pq and opq 8)")
     add("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
     add("--clusters", type=_whole(1), metavar="N", help="kmeans: how many centres (default 256)")
     add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25); opq (default 30)")

@@ -149,6 +149,12 @@ class DeepQuantizer(Quantizer):
 
     _fitted_attribute = "quantizer_"
     _runtime_params = ("threads", "callback", "progress")
+
+    @property
+    def score_model(self) -> str:  # type: ignore[override]
+        """What a score is, among the outputs: the score model of the codec."""
+        return self.quantizer_.score_model if self.__sklearn_is_fitted__() else "decoded"
+
     network_: nn.Sequential
     input_: PCA | Standardize
     quantizer_: Quantizer
@@ -284,8 +290,8 @@ class DeepQuantizer(Quantizer):
     def _decode(self, codes: Codes) -> Float:
         return self.quantizer_._decode(codes)
 
-    def _tables(self, queries: Float, product: bool) -> Float | None:
-        return self.quantizer_._tables(queries, product)
+    def _scored(self, x: Float) -> tuple[Quantizer, Float]:
+        return self.quantizer_._scored(x)
 
     def _nearby(self, x: Float, k: int) -> Float:
         return self.quantizer_._nearby(x, k)

@@ -66,22 +66,30 @@ class KMeans(Transformer):
     counts_ : ndarray (n_clusters,) int64
         Rows of each cluster, by ``labels_``.
     weights_ : ndarray (n_clusters,) float64
-        Sum of the weights of each cluster's rows; without weights, ``counts_`` of the rows that count.
+        Sum of the weights (1 each without) of the rows of each cluster that were trained on: without weights they
+        sum to ``n_points_``, and ``counts_`` to the rows of ``labels_``, which ``max_points`` does not lessen.
+    sums_ : ndarray (n_clusters, d) float64
+        Weighted sum of the rows of each cluster that were trained on (``spherical``: of their directions), by the
+        nearest centre at the end of ``fit``: what ``partial_fit`` goes on from.
     inertia_ : float
         Sum of (weighted) squared distances to the nearest centre of the rows of ``labels_``, float64 accumulation.
     inertia_history_ : list of float
         The inertia of the training points at the start and after each iteration; it never increases.
     n_iter_ : int
+        Iterations that lowered the inertia or left it as it was: ``len(inertia_history_) - 1``.
     n_points_ : int
         Rows trained on: those given but for zero weights, directions that do not exist, and ``max_points``.
+        This, ``n_iter_`` and ``inertia_history_`` tell of a ``fit``: ``partial_fit`` removes them.
 
     Notes
     -----
     An iteration costs O(n K d). Where there are more than max(64 K, 8192) rows, the first ones run on a sample (see
     :func:`start`), and centres move further than to the means of their points (see :func:`lloyd`), which about
-    halves the iterations needed; ``tol=1e-3`` then halves them again, for some tenths of a percent of inertia.
-    With fewer rows than ``n_clusters`` it trains all the same and warns: the
-    centres beyond the number of rows repeat others and are never the nearest (ties go to the smaller index).
+    halves the iterations needed; the last step goes to the means. A larger ``tol`` saves iterations and costs inertia.
+
+    With fewer rows than ``n_clusters`` it trains all the same. Where ``init`` is a word it warns, and the centres
+    beyond the number of rows repeat others and are never the nearest (ties go to the smaller index). Where ``init``
+    is an array there is no warning, and a centre that no row needs stays where it is.
 
     Examples
     --------
@@ -118,13 +126,15 @@ class KMeans(Transformer):
         y : ignored
         sample_weight : array_like (n,), optional
             Weight of each row in the sums and in the inertia, 0 or from 1e-100 to 1e100. Rows of weight 0 count
-            for nothing: the centres are, bit for bit, those of a fit without them.
+            for nothing: the centres are, bit for bit, those of a fit without them. They have labels, though, and
+            must be finite like all others.
 
         Raises
         ------
         InvalidInputError
-            ``X``, a weight or a parameter is wrong; nothing can be learned, all weights or (for ``spherical``) all
-            vectors being 0.
+            ``X`` (an array: any row, also one of weight 0 or that ``max_points`` leaves out), a weight or a parameter
+            is wrong; nothing can be learned, all weights or (for ``spherical``) all vectors being 0. What an
+            earlier fit learned is then left as it was.
         """
         K, max_iter, tol, threads, limit = self._parameters()
         rng = _checks.random_state(self.random_state)
@@ -150,13 +160,16 @@ class KMeans(Transformer):
                      "out the others)", len(x), given or n)
         centers = self._start(x, weight, K, rng, threads, warm=max_iter > 0)
         centers, labels, history = _lloyd(x, centers, weight, max_iter, tol, self.spherical, threads)
-        self.cluster_centers_, self.inertia_history_, self.n_iter_ = centers, history, len(history) - 1
-        self.n_points_ = len(x)
-        self.weights_ = np.bincount(labels, weight, K).astype(np.float64)
-        self._remember_features(X, x.shape[1])
-        self.labels_, self.inertia_ = (labels, history[-1]) if len(x) == n else self._measure(data, sample_weight)
-        self.counts_ = np.bincount(self.labels_, minlength=K).astype(np.int64)
-        self.__dict__.pop("sums_", None)  # of an earlier partial_fit
+        sums, weights = _sums(x, labels, weight, K, threads)
+        n_points, d, inertia = len(x), x.shape[1], history[-1]
+        if n_points != n:
+            labels, inertia = self._measure(data, sample_weight, centers)
+        counts = np.bincount(labels, minlength=K).astype(np.int64)
+        # All is known: from here on nothing fails.
+        self.cluster_centers_, self.sums_, self.weights_, self.counts_ = centers, sums, weights, counts
+        self.labels_, self.inertia_ = labels, inertia
+        self.inertia_history_, self.n_iter_, self.n_points_ = history, len(history) - 1, n_points
+        self._remember_features(X, d)
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
@@ -164,12 +177,13 @@ class KMeans(Transformer):
 
         Each centre is the mean of all rows that ever were assigned to it, each at the time it came; so its rate
         falls as 1 / count. Rows are assigned to the centres as they were before the batch. The first batch
-        also chooses the start, as ``fit`` does; after ``fit``, the centres go on from there with its
+        also chooses the start, as ``fit`` does; after ``fit``, the centres go on from its ``sums_`` and
         ``weights_``. A centre that never had a row is moved onto one far from all others. ``max_points``,
         ``max_iter`` and ``tol`` have no effect. O(n K d), deterministic.
 
         Sets ``labels_`` and ``inertia_`` (of the batch, by the centres before it), ``counts_`` and
-        ``weights_`` (of all batches), and ``sums_`` (n_clusters, d) float64, weighted sums of all rows.
+        ``weights_`` (of all batches), and ``sums_`` (n_clusters, d) float64, weighted sums of all rows. Removes
+        ``inertia_history_``, ``n_iter_`` and ``n_points_`` of an earlier ``fit``.
 
         Raises
         ------
@@ -195,7 +209,7 @@ class KMeans(Transformer):
             sums, weights, counts = np.zeros((K, d)), np.zeros(K), np.zeros(K, np.int64)
         else:
             centers, weights, counts = self.cluster_centers_, self.weights_, self.counts_
-            sums = getattr(self, "sums_", centers * weights[:, None])
+            sums = self.sums_
         inertia = 0.0
         if len(part):
             centers, index, distance = _assign_repaired(part, centers, weight, threads, weights == 0)
@@ -207,6 +221,8 @@ class KMeans(Transformer):
             centers = _means(centers, sums, np.where(more > 0, weights, 0.0), self.spherical)
         self.cluster_centers_, self.sums_, self.weights_, self.counts_ = centers, sums, weights, counts
         self.labels_, self.inertia_ = labels, inertia
+        for name in ("inertia_history_", "n_iter_", "n_points_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
         if first:
             self._remember_features(X, d)
         return self
@@ -214,7 +230,7 @@ class KMeans(Transformer):
     def predict(self, X: Any) -> Labels:
         """Return the index of the nearest centre of each row of ``X`` (n, d), as int32 (n,)."""
         self._check_fitted()
-        return self._nearest(X, distances=False)[0]
+        return self._nearest(X, self.cluster_centers_, distances=False)[0]
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Labels:
         """Fit and return ``labels_``, int32 (n,)."""
@@ -226,14 +242,14 @@ class KMeans(Transformer):
         With ``spherical``, of the rows divided by their norms.
         """
         self._check_fitted()
-        x = self._prepared(X)[0]
+        x = self._prepared(X, self.n_features_in_)[0]
         return np.sqrt(nearest.tables(x, _as_codebook(self.cluster_centers_), False,
                                       _checks.threads(self.threads))[:, 0])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return minus the (weighted) sum of squared distances of ``X`` to the nearest centre (higher is better)."""
         self._check_fitted()
-        return -self._measure(X, sample_weight)[1]
+        return -self._measure(X, sample_weight, self.cluster_centers_)[1]
 
     def _parameters(self) -> tuple[int, int, float, int | None, int | None]:
         K = _checks.integer(self.n_clusters, "n_clusters")
@@ -275,27 +291,30 @@ class KMeans(Transformer):
                                     "directions. Drop zero vectors, or set spherical=False.")
         return x, weight, directed
 
-    def _prepared(self, X: Any, name: str = "X") -> tuple[Float, NDArray[np.bool_]]:
-        x = _checks.vectors(X, name, d=self.n_features_in_, owner="KMeans")
+    def _prepared(self, X: Any, d: int, name: str = "X") -> tuple[Float, NDArray[np.bool_]]:
+        x = _checks.vectors(X, name, d=d, owner="KMeans")
         return _unit(x) if self.spherical else (x, np.ones(len(x), bool))
 
-    def _nearest(self, X: Any, *, distances: bool) -> tuple[Labels, Float, NDArray[np.bool_]]:
+    def _nearest(self, X: Any, centers: Float, *, distances: bool) -> tuple[Labels, Float, NDArray[np.bool_]]:
         """Return labels, squared distances and which rows count, reading a memmap by blocks."""
-        threads, codebook = _checks.threads(self.threads), _as_codebook(self.cluster_centers_)
+        threads, codebook = _checks.threads(self.threads), _as_codebook(centers)
         parts = []
         for block, name in _rows.blocks(X, "X", _READ):
-            x, directed = self._prepared(block, name)
+            x, directed = self._prepared(block, centers.shape[1], name)
             index, distance = nearest.assign(x, codebook, threads, distances=distances)
             index[~directed] = 0
             parts.append((index[:, 0], distance[:, 0], directed))
+        if not parts:
+            raise InvalidInputError("X is an iterable of blocks, and gave no rows: a minimum of 1 is required. (An "
+                                    "iterator can be read once: make a new one for each call.)")
         if len(parts) == 1:
             return parts[0]
         labels, distance, directed = (np.concatenate(part) for part in zip(*parts))
         return labels, distance, directed
 
-    def _measure(self, X: Any, sample_weight: Any) -> tuple[Labels, float]:
-        """Return the labels of ``X`` and its inertia."""
-        labels, distance, counted = self._nearest(X, distances=True)
+    def _measure(self, X: Any, sample_weight: Any, centers: Float) -> tuple[Labels, float]:
+        """Return the labels of ``X`` by ``centers``, and its inertia."""
+        labels, distance, counted = self._nearest(X, centers, distances=True)
         weight = _weights(sample_weight, len(labels))
         if weight is not None:
             counted &= weight > 0
@@ -448,7 +467,8 @@ def lloyd(x: Float, centers: Float, *, max_iter: int, tol: float,
     With many rows (more than max(64 K, 8192)) a centre moves 1.8 times the way to the mean of its points. A
     cluster's sum of squares around c is n ‖c − mean‖² more than around the mean, and ‖c − mean‖ shrinks by the
     factor |1 − 1.8|: the inertia falls all the same, and ten such iterations come as far as twenty. The first
-    step, and those after which hardly a label changed, go to the mean itself.
+    step, the last one, and those after which hardly a label changed, go to the mean itself: where ``tol`` ends the
+    iterations after a long step, one more to the mean follows (within ``max_iter``).
 
     Returns
     -------
@@ -466,23 +486,34 @@ def _lloyd(x: Float, centers: Float, weight: Double | None, max_iter: int, tol: 
            threads: int | None, *, long_steps: bool = False) -> tuple[Float, Labels, list[float]]:
     K = centers.shape[0]
     long_steps |= _many(len(x), K)
-    stride = 1.0
+    stride, last = 1.0, False
     centers, labels, distance = _assign_repaired(x, centers, weight, threads)
     history = [_total(distance, weight)]
-    for _ in range(max_iter):
+    for left in reversed(range(max_iter)):
+        last |= left == 0
+        if last:
+            stride = 1.0
         sums, totals = _sums(x, labels, weight, K, threads)
         moved = _means(centers, sums, totals, spherical, stride)
         moved, new_labels, distance = _assign_repaired(x, moved, weight, threads)
         inertia = _total(distance, weight)
         if inertia > history[-1]:  # by rounding alone: what came before is as good
-            break
+            if stride == 1.0:
+                break
+            last = True  # but not at the means yet
+            continue
+        to_means = stride == 1.0
         if long_steps:
             stride = _STRIDE if np.count_nonzero(labels != new_labels) > len(x) // 1024 else 1.0
         centers, labels = moved, new_labels
         history.append(inertia)
         log.debug("k-means iteration %d: inertia %.6g", len(history) - 1, inertia)
-        if history[-2] - inertia <= tol * history[-2]:
+        if last:
             break
+        if history[-2] - inertia <= tol * history[-2]:
+            if to_means:
+                break
+            last = True
     return centers, labels, history
 
 

@@ -105,7 +105,7 @@ def where_scores_are(codec, x):
 
     A codec that scores behind a transform says so itself, by ``_scored``; all others score where they are.
     """
-    return codec._scored(x) if hasattr(codec, "_scored") else (codec, x)
+    return codec._scored(x)
 
 
 def packed(numbers, K):

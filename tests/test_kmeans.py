@@ -294,6 +294,57 @@ def test_long_steps_pay_and_end_at_the_means(monkeypatch):
 
 
 @core
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize(("max_iter", "tol"), [(1, 0.0), (2, 0.0), (3, 0.0), (6, 0.0), (50, 1e-2), (50, 1e-3)])
+def test_the_last_step_goes_to_the_means(max_iter, tol, spherical, monkeypatch):
+    x = strategies.make_vectors("normal", 9000, 4)
+    steps, means = [], kmeans._means
+
+    def recorded(centers, sums, totals, spherical, stride=1.0):
+        steps.append((stride, sums / totals[:, None]))
+        return means(centers, sums, totals, spherical, stride)
+
+    monkeypatch.setattr(kmeans, "_means", recorded)
+    params = {"init": x[:30], "max_iter": max_iter, "tol": tol, "spherical": spherical}
+    model = fit(x, 30, **params)
+    wanted = steps[-1][1]
+    if spherical:
+        wanted /= np.linalg.norm(wanted, axis=1)[:, None]
+    np.testing.assert_allclose(model.cluster_centers_, wanted, rtol=1e-5, atol=1e-6)
+    strides = [stride for stride, _ in steps]
+    assert model.n_iter_ == len(steps) == len(model.inertia_history_) - 1 <= max_iter
+    assert strides[-1] == 1
+    assert (kmeans._STRIDE in strides) == (max_iter > 2)
+    history = model.inertia_history_
+    assert all(later <= before for before, later in pairwise(history))
+    if tol:
+        assert model.n_iter_ < max_iter
+        drops = -np.diff(history) / history[:-1]
+        assert (drops[:-2] > tol).all()
+        assert drops[-2] <= tol or strides[-2] == 1
+    same(model.labels_, model.predict(x), "labels")
+    for threads in THREADS:
+        same(everything(fit(x, 30, threads=threads, **params)), everything(model), f"{threads} threads")
+
+
+@core
+def test_a_long_step_refused_is_followed_by_one_to_the_means(monkeypatch):
+    x = strategies.make_vectors("normal", 9000, 4)
+    strides, means = [], kmeans._means
+
+    def astray(centers, sums, totals, spherical, stride=1.0):
+        strides.append(stride)
+        moved = means(centers, sums, totals, spherical, stride)
+        return moved + np.float32(100) if len(strides) == 4 else moved
+
+    monkeypatch.setattr(kmeans, "_means", astray)
+    model = fit(x, 30, init=x[:30], max_iter=20, tol=0.0)
+    assert strides == [1, 1.8, 1.8, 1.8, 1]
+    assert model.n_iter_ == 4
+    assert all(later <= before for before, later in pairwise(model.inertia_history_))
+
+
+@core
 def test_the_start_finds_clusters_far_apart():
     for n in (600, 12_000):
         x = blobs(n, 8, 12, spread=30.0)
@@ -528,6 +579,39 @@ def test_bad_blocks():
     x[250] = np.nan
     with pytest.raises(InvalidInputError, match="NaN"):  # also where it was not drawn
         KMeans(2, max_points=10, random_state=0).fit(x)
+    model = KMeans(2, random_state=0).fit(np.eye(2))
+    for call in (model.predict, model.score):
+        with pytest.raises(InvalidInputError, match="no rows"):
+            call(iter([]))
+
+
+@core
+@pytest.mark.parametrize("how", ["max_points", "weight", "memmap"])
+def test_a_fit_that_fails_changes_nothing(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(kmeans, "_READ", 64)
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(2000, 3))
+    x[:] = strategies.make_vectors("normal", 2000, 3)
+    model = KMeans(2, random_state=0, max_points=None if how != "max_points" else 10)
+    data = x if how == "memmap" else np.array(x)
+    drawn = []
+    training_rows = kmeans._training_rows
+    monkeypatch.setattr(kmeans, "_training_rows", lambda *a: drawn.append(training_rows(*a)) or drawn[-1])
+    model.fit(data, sample_weight=np.arange(2000) != 77 if how == "weight" else None)
+    [(_, rows)] = drawn
+    row = np.setdiff1d(np.arange(2000), rows)[0]  # not trained on
+    data[row] = np.nan
+    weight = np.arange(2000) != row if how == "weight" else None
+    fresh = KMeans(**model.get_params())
+    old = KMeans(**model.get_params()).fit(np.eye(4))
+    before = {name: np.copy(value) for name, value in vars(old).items()}
+    for this in (fresh, old):
+        with pytest.raises(InvalidInputError, match="NaN"):
+            this.fit(data, sample_weight=weight)
+    assert not hasattr(fresh, "cluster_centers_")
+    assert vars(fresh).keys() == KMeans().__dict__.keys()
+    assert vars(old).keys() == before.keys()
+    for name, value in vars(old).items():
+        assert np.array_equal(value, before[name]), name
 
 
 def test_a_memmap_is_not_copied_whole(tmp_path):
@@ -590,7 +674,47 @@ def test_mini_batches_come_as_far_as_fit(tmp_path):
     fitted.partial_fit(x[:10])
     assert np.abs(fitted.cluster_centers_ - before).max() < 0.1  # a thousand rows weigh more than ten
     assert fitted.counts_.sum() == 6010
-    assert not hasattr(fitted.fit(x), "sums_")
+    again = fitted.fit(x)
+    same(again.sums_, fit(x, 6).sums_, "a fit forgets the batches")
+
+
+@core
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("spherical", [False, True])
+def test_mini_batches_go_on_from_the_sums_of_fit(spherical, weighted):
+    x = strategies.make_vectors("normal", 300, 3) + np.float32(1)
+    x[7] = 0
+    w = make_weights("floats", 300, 0) if weighted else np.ones(300)
+    a, b = (x[:100], w[:100]), (x[100:], w[100:])
+    fitted, batched = (KMeans(1, random_state=0, spherical=spherical) for _ in range(2))
+    fitted.fit(a[0], sample_weight=a[1])
+    batched.partial_fit(a[0], sample_weight=a[1])
+    np.testing.assert_allclose(fitted.sums_, batched.sums_, rtol=1e-12)
+    np.testing.assert_allclose(fitted.weights_, batched.weights_, rtol=1e-12)
+    for model in (fitted, batched):
+        model.partial_fit(b[0], sample_weight=b[1])
+    np.testing.assert_allclose(fitted.cluster_centers_, batched.cluster_centers_, rtol=1e-6)
+
+
+@core
+def test_the_sums_of_fit_are_those_of_its_labels():
+    x = strategies.make_vectors("normal", 9000, 4)  # many rows: long steps
+    for max_iter in (0, 3):
+        model = fit(x, 30, max_iter=max_iter, tol=0.0)
+        sums, counts = reference.cluster_sums(x, model.labels_, 30)
+        np.testing.assert_allclose(model.sums_, sums, rtol=1e-9, atol=1e-9)
+        same(model.weights_, np.asarray(counts, np.float64), "weights")
+    part = fit(x, 5, max_points=400)
+    assert part.weights_.sum() == part.n_points_ == 400
+    assert part.counts_.sum() == 9000
+
+
+@core
+def test_a_batch_removes_what_tells_of_a_fit():
+    model = fit(np.eye(4), 2)
+    model.partial_fit(np.eye(4))
+    for name in ("inertia_history_", "n_iter_", "n_points_"):
+        assert not hasattr(model, name)
 
 
 @core

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from laws import same
 
 import npquant as nq
-from npquant import persist
+from npquant import DeepQuantizer, FlatIndex, persist
+from npquant.datasets import load_digits
 from npquant.errors import FormatError, InvalidInputError, NotFittedError, NotInvertibleError, NpquantWarning
 from npquant.quantizers import transformed
 from npquant.quantizers.product import ProductQuantizer
@@ -388,3 +389,77 @@ def test_transplanted_into_faiss():
     flat = nq.FlatIndex(opq)
     flat.add(x)
     np.testing.assert_allclose(flat.search(x[:50], 10).distances, distances, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e17, 1e-18])
+def test_numbers_at_the_ends_of_what_is_taken(scale):
+    """Products of float32 must neither overflow (LAPACK does not come back from infinity) nor vanish."""
+    rng = np.random.default_rng(0)
+    x = (np.sign(rng.standard_normal((20_000, 1))) * (1 - 0.2 * rng.random((20_000, 16)))).astype(np.float32)
+    params = {"m": 4, "nbits": 7, "init": "parametric", "n_iter": 3, "max_points": None, "random_state": 0}
+    small = OptimizedProductQuantizer(**params).fit(x)
+    ends = OptimizedProductQuantizer(**params).fit(x * np.float32(scale))
+    assert np.isfinite(ends.codebooks_).all()
+    assert len(ends.objective_history_) > 1
+    if scale > 1:
+        assert ends.score(x * np.float32(scale)) / scale**2 >= 2 * small.score(x) - 1e-6
+
+
+def test_refine_keeps_the_shape_it_was_fitted_with():
+    x = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    opq = OptimizedProductQuantizer(4, 4, n_iter=2, random_state=0).fit(x).set_params(m=2, nbits=8).refine(x, 1)
+    assert (opq.quantizer_.m, opq.quantizer_.nbits, opq.codebooks_.shape) == (4, 4, (4, 16, 2))
+
+
+def test_an_index_keeps_what_is_inside_its_codec():
+    x = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    pre = PreTransformed(Rotation(random_state=1), ProductQuantizer(2, 3), random_state=0).fit(x)
+    index = FlatIndex(pre)
+    index.add(x)
+    before = index.search(x[:5], 3).distances.tobytes(), index.reconstruct([0, 1]).tobytes()
+    pre.quantizer_.average(x, 0.1)
+    pre.transform_.rotation_ = np.eye(8, dtype=np.float32)
+    assert (index.search(x[:5], 3).distances.tobytes(), index.reconstruct([0, 1]).tobytes()) == before
+
+
+class Halves:
+    """A transform from elsewhere that leaves rows out."""
+
+    def get_params(self, deep=True):
+        return {}
+
+    def fit(self, X):
+        return self
+
+    def transform(self, X):
+        return X[::2]
+
+
+def test_a_transform_that_loses_rows_is_refused():
+    x = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    with pytest.raises(InvalidInputError, match="the transformed X has 250 rows"):
+        PreTransformed(Halves(), ProductQuantizer(2, 3)).fit(x)
+
+
+def test_a_transform_whose_numbers_are_too_large_is_refused():
+    x = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    pre = PreTransformed(PCA(8, whiten=1.0), ProductQuantizer(2, 3), random_state=0).fit(x * np.float32(1e-12))
+    with pytest.raises(InvalidInputError, match="the transformed X"):
+        pre.encode(x[:2] * np.float32(1e10))
+
+
+def test_a_network_over_a_transform_scores_behind_it():
+    data = load_digits()
+    model = DeepQuantizer(hidden=(16,), d_out=8, epochs=2, random_state=0, quantizer=PreTransformed(
+        PCA(8, whiten=1.0), ProductQuantizer(2, 3))).fit(data.X_train[:300], data.y_train[:300])
+    codes, inner = model.encode(data.X_train[:50]), model.quantizer_
+    behind = inner.transform_.transform(model.transform(data.X_test[:3]))
+    wanted = np.square(behind[:, None] - inner.quantizer_.decode(codes)).sum(axis=2)
+    np.testing.assert_allclose(model.scorer(data.X_test[:3]).scores(codes), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_read_once_is_not_fitted_and_transformed():
+    x = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    for estimator in (ProductQuantizer(2, 3), OptimizedProductQuantizer(2, 3)):
+        with pytest.raises(InvalidInputError, match="read only once"):
+            estimator.fit_transform(iter([x]))

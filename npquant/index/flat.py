@@ -26,8 +26,8 @@ class FlatIndex(Index):
 
     Notes
     -----
-    Memory: ``code_size + 8`` bytes a vector. A search costs one look-up table and n · code_size additions a
-    query.
+    Memory: ``code_size + 8`` bytes a vector. A search costs a query one look-up table and, of a product
+    quantizer, n · m additions.
 
     Examples
     --------

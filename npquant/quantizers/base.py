@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant import _checks
-from npquant._base import Transformer
+from npquant._base import Estimator, Transformer
 from npquant._rows import blocks, is_stream, row_count, training_rows
 from npquant.kernels import nearest, scan
 from npquant.kernels._pool import run_blocks
@@ -186,7 +187,8 @@ class Quantizer(Transformer):
 
         For ``cosine`` the queries are normalised here; the codes are expected to be of normalised vectors.
         """
-        return Scorer(self, self._embedded(queries, "queries", metric), metric != "l2")
+        codec, x = self._scored(self._embedded(queries, "queries", metric))
+        return Scorer(codec, x, metric != "l2")
 
     def symmetric_scorer(self, codes: Any, metric: str = "l2") -> Scorer:
         """Return the :class:`Scorer` of the vectors that ``codes`` (nq, code_size) stand for.
@@ -255,6 +257,17 @@ class Quantizer(Transformer):
         x = self._embed(self._vectors(X, name))
         return normalized(x) if _checks.metric(metric) == "cosine" else x
 
+    def _scored(self, x: Float) -> tuple[Quantizer, Float]:
+        """Return the codec to whose decoded vectors scores are distances, and ``x`` in its space."""
+        return self, x
+
+    def __copy__(self: Self) -> Self:
+        """Return a copy that shares arrays, and no fitted part that could be changed behind its back."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update({name: copy.copy(value) if name.endswith("_") and isinstance(value, Estimator) else value
+                               for name, value in self.__dict__.items()})
+        return other
+
     def _embed(self, x: Float) -> Float:
         """Return what the codes are codes of: ``x`` itself, or its image under a transform in front."""
         return x
@@ -285,6 +298,3 @@ def normalized(x: Float) -> Float:
     """Return the rows divided by their Euclidean norm, float32; zero rows stay zero."""
     norm = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
     return np.asarray(x / np.where(norm > 0, norm, 1.0)[:, None], dtype=np.float32)
-
-
-# ------------------------------------------------------------------- vectors in an array, a memmap, or a stream

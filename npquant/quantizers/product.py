@@ -88,6 +88,12 @@ class ProductQuantizer(Quantizer):
     @codebooks_.setter
     def codebooks_(self, codebooks: Float) -> None:
         _checks.fitted(codebooks, (None, None, None), "codebooks_")
+        if codebooks.shape[1] not in [1 << nbits for nbits in range(1, 9)]:
+            raise InvalidInputError(f"codebooks_ have {codebooks.shape[1]} codewords, wanted a power of 2, from 2 to "
+                                    "256.")
+        if codebooks.flags.writeable:  # not shared with the caller, nor to be changed without the kernels' copy
+            codebooks = codebooks.copy()
+            codebooks.flags.writeable = False
         self._codebooks = codebooks
         self._transposed = nearest.transpose(codebooks)  # as the kernels read them
         self._weights = None
@@ -136,7 +142,7 @@ class ProductQuantizer(Quantizer):
         x = self._vectors(X, one_row=False, min_rows=1)
         decay = _checks.number(decay, "decay", high=1.0)
         m, K, _ = self.codebooks_.shape
-        weights = np.ones((m, K)) if self._weights is None else self._weights
+        weights = np.ones((m, K)) if self._weights is None else self._weights.copy()
         index = nearest.assign(x, self._transposed, _checks.threads(self.threads))[0]
         codebooks = self.codebooks_.copy()
         for j, block in enumerate(self._blocks(x, m)):
@@ -208,9 +214,4 @@ class ProductQuantizer(Quantizer):
 
     def _set_state(self, state: dict[str, Any]) -> None:
         if state:
-            codebooks = np.asarray(state["codebooks"])
-            _checks.fitted(codebooks, (None, None, None), "codebooks")
-            if codebooks.shape[1] not in [1 << nbits for nbits in range(1, 9)]:
-                raise InvalidInputError(f"codebooks have {codebooks.shape[1]} codewords, wanted a power of 2 from 2 "
-                                        "to 256.")
-            self.codebooks_ = codebooks
+            self.codebooks_ = np.asarray(state["codebooks"])

@@ -14,7 +14,7 @@ from npquant._base import clone
 from npquant.errors import InvalidInputError, NotInvertibleError, NpquantWarning
 from npquant.kernels import cluster
 from npquant.kmeans import lloyd
-from npquant.quantizers.base import Codes, Float, Quantizer, Scorer
+from npquant.quantizers.base import Codes, Float, Quantizer
 from npquant.quantizers.product import ProductQuantizer
 from npquant.transforms import Rotation
 
@@ -38,6 +38,8 @@ class PreTransformed(Quantizer):
         codes are to be decoded. (``transform`` itself is a method that every codec has.) It is cloned, never changed.
     quantizer : Quantizer
         The codec of the transformed vectors; it is cloned, never changed.
+    max_points : int, optional
+        Training vectors at the most: of more, so many are drawn uniformly by the seed. ``None`` takes all.
     random_state : None, int or numpy.random.Generator
         For the transform and the codec where their own is None.
     threads : int, optional
@@ -68,10 +70,11 @@ class PreTransformed(Quantizer):
     transform_: Any
     quantizer_: Any
 
-    def __init__(self, transformer: Any, quantizer: Any, *, random_state: Any = None,
-                 threads: int | None = None) -> None:
+    def __init__(self, transformer: Any, quantizer: Any, *, max_points: int | None = 262_144,
+                 random_state: Any = None, threads: int | None = None) -> None:
         self.transformer = transformer
         self.quantizer = quantizer
+        self.max_points = max_points
         self.random_state = random_state
         self.threads = threads
 
@@ -80,18 +83,6 @@ class PreTransformed(Quantizer):
         """What a score is, behind the transform: the score model of the codec."""
         codec = self.__dict__.get("quantizer_", self.__dict__.get("quantizer"))
         return codec.score_model if isinstance(codec, Quantizer) else "decoded"
-
-    def scorer(self, queries: Any, metric: str = "l2") -> Scorer:
-        """Return the codec's :class:`Scorer` of the transformed ``queries`` (nq, d).
-
-        For ``cosine`` the queries are normalised before the transform, as the vectors are.
-
-        Raises
-        ------
-        NotFittedError, InvalidInputError
-        """
-        codec, behind = self._scored(self._embedded(queries, "queries", metric))
-        return Scorer(codec, behind, metric != "l2")
 
     def check_codes(self, codes: Any) -> Codes:
         """Return ``codes`` if they are codes of the codec."""
@@ -106,9 +97,8 @@ class PreTransformed(Quantizer):
         return int(self.quantizer_.code_size)
 
     def _scored(self, x: Float) -> tuple[Quantizer, Float]:
-        """Return the codec to whose decoded vectors scores are distances, and ``x`` in its space."""
-        z = self._behind(x)
-        return self.quantizer_._scored(z) if isinstance(self.quantizer_, PreTransformed) else (self.quantizer_, z)
+        scored: tuple[Quantizer, Float] = self.quantizer_._scored(self._behind(x))
+        return scored
 
     def _behind(self, x: Float) -> Float:
         if not len(x):
@@ -158,10 +148,6 @@ class PreTransformed(Quantizer):
     def _decode(self, codes: Codes) -> Float:
         return self._before(self.quantizer_._decode(codes))
 
-    def _tables(self, queries: Float, product: bool) -> Float | None:
-        tables: Float | None = self.quantizer_._tables(self._behind(queries), product)
-        return tables
-
     def _nearby(self, x: Float, k: int) -> Float:
         """Return the k nearest whole codewords, (n, 1, k, d): blocks behind the transform are none before it."""
         z = self._behind(x)
@@ -203,8 +189,8 @@ class OptimizedProductQuantizer(PreTransformed):
     Parameters
     ----------
     m, nbits : int
-        Blocks, a byte each, and bits a block (1 to 8), as of :class:`ProductQuantizer`; the dimension of the
-        vectors must be a multiple of ``m``.
+        Blocks and bits a block (1 to 8; a byte each, of 4 bits two to a byte), as of :class:`ProductQuantizer`;
+        the dimension of the vectors must be a multiple of ``m``.
     n_iter : int
         Alternations of codebooks and rotation. 0 leaves the rotation that it begins with.
     init : {"best", "parametric", "identity", "random"}
@@ -217,7 +203,7 @@ class OptimizedProductQuantizer(PreTransformed):
     random_state : None, int or numpy.random.Generator
     threads : int, optional
         Default: ``NPQUANT_NUM_THREADS``, else the processors this process may use. (NumPy's BLAS has threads
-        of its own while it fits.)
+        of its own while it fits; with another number of them, the last bits of what is learned may be others.)
 
     Attributes
     ----------
@@ -236,8 +222,9 @@ class OptimizedProductQuantizer(PreTransformed):
     -----
     An alternation works on at most 256 · K vectors (64 · K of which try the starts) and costs
     O(n K d + n d² + d³); at the end, k-means goes on from these codebooks over all vectors. The vectors are
-    centred meanwhile, so that the rotation need not keep the codebooks' mean in place, and the singular value
-    decomposition of Procrustes' problem is in float64. An iteration that rounding would make worse ends it.
+    centred meanwhile, so that the rotation need not keep the codebooks' mean in place; the matrix of
+    Procrustes' problem is summed from products in float32, its singular value decomposition is in float64. An
+    iteration that rounding would make worse ends it.
     A code does not depend on the batch that its vector came in. Scores are distances in the rotated space.
 
     References
@@ -327,16 +314,16 @@ class OptimizedProductQuantizer(PreTransformed):
 
     def _finish(self, x: Float, mean: Wide, found: _Alternation, n_iter: int) -> None:
         """Set what was found, with the codebooks brought back to the mean and to all of ``x``."""
-        turn, codec = Rotation(), self._plain()
+        m, K, width = found.codebooks.shape
+        turn, codec = Rotation(), ProductQuantizer(m, K.bit_length() - 1, threads=self.threads)
         turn.rotation_ = found.rotation.astype(np.float32)
-        m, _, width = found.codebooks.shape
         shift = (found.rotation @ mean).reshape(m, 1, width)
         codec.codebooks_ = (found.codebooks + shift).astype(np.float32)
         z = turn._transform(x, self.threads)
         codebooks = codec.codebooks_.copy()
         for j in range(m):
             block = np.ascontiguousarray(z[:, j * width:(j + 1) * width])
-            codebooks[j] = lloyd(block, codebooks[j], max_iter=n_iter, tol=1e-4, threads=self.threads)[0]
+            codebooks[j] = lloyd(block, codebooks[j], max_iter=n_iter, tol=5e-4, threads=self.threads)[0]
         codec.codebooks_ = codebooks
         self.transform_, self.quantizer_, self.objective_history_ = turn, codec, found.history
 
@@ -361,6 +348,8 @@ class _Alternation:
 
     def __init__(self, x: Float, rotation: Wide, codebooks: Float, threads: int | None) -> None:
         self.x, self.rotation, self.codebooks, self.threads = x, rotation, codebooks, threads
+        # A power of two that brings the largest entry near 1: products of float32 neither overflow nor vanish.
+        self.scale = np.float32(2.0 ** -np.clip(np.frexp(np.abs(x).max(initial=0.0))[1], -100, 100))
         self.z = self._turned(rotation)
         self.labels, self.codebooks, error = self._cluster(moved=False)
         self.history = [error]
@@ -405,13 +394,14 @@ class _Alternation:
         product = np.zeros_like(self.rotation)
         for start in range(0, len(self.x), _ROWS):
             rows = slice(start, start + _ROWS)
-            product += decoded[rows].T @ self.x[rows]
+            product += (decoded[rows] * self.scale).T @ self.x[rows]
         u, _, v = np.linalg.svd(product)
         rotation = u @ v
         z = self._turned(rotation)
         np.subtract(z, decoded, out=decoded)
+        decoded *= self.scale
         error = sum(float(np.vdot(part, part)) for part in np.array_split(decoded, max(1, len(z) // 256)))
-        return self._keep(error / len(z), rotation=rotation, z=z)
+        return self._keep(error / float(self.scale) ** 2 / len(z), rotation=rotation, z=z)
 
     def _keep(self, error: float, **state: Any) -> bool:
         """Take what is no worse than before; refuse the rest, which is rounding."""
@@ -454,8 +444,12 @@ def _allocation(values: Wide, m: int) -> NDArray[np.int64]:
 
 
 def _image(transform: Any, x: Float, threads: int | None, d: int | None = None) -> Float:
-    """Return the transformed ``x`` (n, d_out), checked where the transform is not ours."""
+    """Return the transformed ``x`` (n, d_out), checked: a transform may leave rows out, or make numbers too large."""
     if hasattr(transform, "_transform"):
         z: Float = transform._transform(x, threads)
+        if not isinstance(transform, Rotation):  # which keeps lengths, and so what can overflow
+            _checks.finite(z, "the transformed X")
         return z
-    return _checks.vectors(transform.transform(x), "the transformed X", d=d, owner="the codec")
+    z = _checks.vectors(transform.transform(x), "the transformed X", d=d, owner="the codec")
+    _checks.length(z, len(x), "the transformed X")
+    return z
