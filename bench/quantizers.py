@@ -22,7 +22,6 @@ import _harness  # before NumPy: it chooses the BLAS kernel
 
 import argparse
 import json
-import multiprocessing
 import resource
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 
 import _data
 import numpy as np
+from _peers import Elsewhere, array, faiss_pq, kept
 
 import npquant as nq
 from npquant import metrics
@@ -42,53 +42,10 @@ PEERS = Path(__file__).with_name("peers.json")
 BATCHES = (1_000, 10_000, 50_000)
 
 
-# ------------------------------------------------------------------------------------------ faiss at its other level
-
-def _serve(pipe: Any) -> None:
-    """Answer (task, arguments) with the seconds it took; arrays are loaded from files once."""
-    import faiss
-    faiss.omp_set_num_threads(1)
-    while (order := pipe.recv()) is not None:
-        pipe.send(FAISS_TASKS[order[0]](*order[1:]))
-
-
-class OtherFaiss:
-    """faiss with FAISS_SIMD_LEVEL=NONE, in a process of its own."""
-
-    def __init__(self) -> None:
-        self.ours, theirs = multiprocessing.Pipe()
-        before = os.environ.get("FAISS_SIMD_LEVEL")
-        os.environ["FAISS_SIMD_LEVEL"] = "NONE"
-        self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
-        os.environ.pop("FAISS_SIMD_LEVEL")
-        if before is not None:
-            os.environ["FAISS_SIMD_LEVEL"] = before
-
-    def __call__(self, *order: Any) -> Any:
-        self.ours.send(order)
-        return self.ours.recv()
-
-
-_ARRAYS: dict[str, np.ndarray] = {}
-
-
-def _array(path: str) -> np.ndarray:
-    if path not in _ARRAYS:
-        _ARRAYS[path] = np.load(path)
-    return _ARRAYS[path]
-
-
-def _faiss_pq(codebooks: np.ndarray) -> Any:
-    import faiss
-    m, K, dsub = codebooks.shape
-    pq = faiss.ProductQuantizer(m * dsub, m, K.bit_length() - 1)
-    faiss.copy_array_to_vector(np.ascontiguousarray(codebooks, np.float32).ravel(), pq.centroids)
-    return pq
-
+# ---------------------------------------------------------------------- faiss, here and in a process at its other level
 
 def faiss_encode(x: str, codebooks: str, batch: int) -> float:
-    data, pq = _array(x), _faiss_pq(_array(codebooks))
+    data, pq = array(x), faiss_pq(array(codebooks))
     began = time.perf_counter()
     for start in range(0, len(data), batch):
         pq.compute_codes(data[start:start + batch])
@@ -97,7 +54,7 @@ def faiss_encode(x: str, codebooks: str, batch: int) -> float:
 
 def faiss_train(x: str, m: int) -> tuple[float, float]:
     import faiss
-    data = _array(x)
+    data = array(x)
     pq = faiss.ProductQuantizer(data.shape[1], m, 8)
     began = time.perf_counter()
     pq.train(data)
@@ -107,7 +64,7 @@ def faiss_train(x: str, m: int) -> tuple[float, float]:
 
 def faiss_kmeans(x: str, K: int) -> tuple[float, float]:
     import faiss
-    data = _array(x)
+    data = array(x)
     km = faiss.Kmeans(data.shape[1], K, niter=25, seed=1, max_points_per_centroid=10**9)
     began = time.perf_counter()
     km.train(data)
@@ -115,9 +72,6 @@ def faiss_kmeans(x: str, K: int) -> tuple[float, float]:
     index = faiss.IndexFlatL2(data.shape[1])
     index.add(km.centroids)
     return seconds, float(index.search(data, 1)[0].sum(dtype=np.float64))
-
-
-FAISS_TASKS: dict[str, Callable[..., Any]] = {"encode": faiss_encode, "train": faiss_train, "kmeans": faiss_kmeans}
 
 
 # ----------------------------------------------------------------------------------------------------------- rows
@@ -130,17 +84,14 @@ class Bench:
         rng = np.random.default_rng(0)
         self.learn = np.ascontiguousarray(sift.learn[rng.permutation(len(sift.learn))[:100_000]])
         self.base = sift.base
-        self.other = OtherFaiss()
+        self.other = Elsewhere(FAISS_SIMD_LEVEL="NONE")
         self.peers = json.loads(PEERS.read_text()) if PEERS.exists() else {}
         a, b = (np.ones((2048, 2048), np.float32) for _ in range(2))
         self.rate = 2 * 2048**3 / min(_harness.alternate([lambda: a @ b], 5)[:, 0]) / 1e9
         print(f"limit: {self.rate:.0f} GFLOP/s (a product of 2048³ floats, one thread)")
 
-    def path(self, name: str, array: np.ndarray) -> str:
-        file = os.path.join(self.folder, f"{name}.npy")
-        np.save(file, array)
-        _ARRAYS[file] = array
-        return file
+    def path(self, name: str, values: np.ndarray) -> str:
+        return kept(self.folder, name, values)
 
     def encode(self) -> None:
         import nanopq
@@ -151,7 +102,7 @@ class Bench:
                 pq = nq.ProductQuantizer(m=m, random_state=0, n_iter=5, threads=1).fit(train)
                 x, books = self.path("x", data), self.path(f"books{m}", pq.codebooks_)
                 sample = data[:20_000]
-                ours, theirs = pq.encode(sample), _faiss_pq(pq.codebooks_).compute_codes(sample)
+                ours, theirs = pq.encode(sample), faiss_pq(pq.codebooks_).compute_codes(sample)
                 assert (ours != theirs).mean() < 1e-3, "faiss gives other codes"
                 peer = nanopq.PQ(m, 256, verbose=False)
                 peer.codewords, peer.Ds = pq.codebooks_, data.shape[1] // m
@@ -171,7 +122,7 @@ class Bench:
                     lambda x=x, books=books, batch=batch: faiss_encode(x, books, batch),
                     lambda few=few, peer=peer: peer.encode(few), lambda few=few, gemm=gemm: gemm(few)],
                     self.rounds, warmup=1)
-                other = min(self.other("encode", x, books, batch) for _ in range(self.rounds))
+                other = min(self.other(faiss_encode, x, books, batch) for _ in range(self.rounds))
                 speed = np.array([len(data), len(data), len(few), len(few)]) / 1e6 / np.median(seconds, axis=0)
                 fastest = max(speed[1], len(data) / 1e6 / other)
                 gflops = 2 * data.shape[1] * 256 * speed[0] / 1e3
@@ -214,7 +165,8 @@ class Bench:
                 return time.perf_counter() - began, km.inertia_
             self._ending(f"K = {K}, d = {columns}", ours, {
                 "faiss": lambda file=file, K=K: faiss_kmeans(file, K),
-                "faiss, NONE": lambda file=file, K=K: self.other("kmeans", file, K), "scikit-learn": sklearn_kmeans})
+                "faiss, NONE": lambda file=file, K=K: self.other(faiss_kmeans, file, K),
+                "scikit-learn": sklearn_kmeans})
 
     def train(self) -> None:
         import nanopq
@@ -233,7 +185,7 @@ class Bench:
                 seconds = time.perf_counter() - began
                 return seconds, metrics.distortion(self.learn, pq.decode(pq.encode(self.learn)))
             self._ending(f"{m} × 8", ours, {"faiss": lambda m=m: faiss_train(file, m),
-                                            "faiss, NONE": lambda m=m: self.other("train", file, m),
+                                            "faiss, NONE": lambda m=m: self.other(faiss_train, file, m),
                                             "nanopq": nanopq_train})
 
     def opq(self) -> None:
@@ -264,7 +216,7 @@ class Bench:
         faiss.copy_array_to_vector(opq.rotation_.ravel(), matrix.A)
         matrix.is_trained = True
         index = faiss.IndexPreTransform(matrix, faiss.IndexPQ(128, m, 8))
-        faiss.downcast_index(index.index).pq = _faiss_pq(opq.codebooks_)
+        faiss.downcast_index(index.index).pq = faiss_pq(opq.codebooks_)
         index.is_trained = index.index.is_trained = True
         sample = self.base[:5000]
         assert (opq.encode(sample) != index.sa_encode(sample)).mean() < 1e-3, "faiss gives other codes"
