@@ -2,9 +2,9 @@
 
     python bench/search.py [--quick] [--only flat,fast,levels,dram,ivf,hamming,exact,start,memory,threads]
 
-One thread unless a row says otherwise. The million is ``synthetic_low_rank`` (d = 128). Codebooks and codes are ours, put
-into faiss's indexes, and the answers are compared before anything is timed: same distances (to 1e-4), same ids but for
-ties. faiss is timed as installed and, where it has another path that may be faster, in a process of its own with
+One thread unless a row says otherwise. The million is ``synthetic_low_rank`` (d = 128). Codebooks and codes are ours,
+put into faiss's indexes, and the answers are compared before anything is timed: same distances (to 1e-4), same ids but
+for ties. faiss is timed as installed and, where it has another path that may be faster, in a process of its own with
 FAISS_SIMD_LEVEL=NONE; both ratios are printed, the smaller one is the one to quote.
 
 Limits are of this core, measured in the same run: bytes a second read from L3 and from DRAM (a dot product of floats).
