@@ -110,6 +110,18 @@ def test_scores(case):
     assert not np.isnan(out).any()
 
 
+def best(table, numbers, ids, k):
+    """The k best of codes in blocks, as the twin and the compiled kernel agree on them."""
+    blocks, whole = scan.to_blocks(scan.pack(numbers.astype(np.int32), table.shape[2])), scan._Whole(table)
+    names, live = np.full(64 * len(blocks), -1), np.zeros(len(blocks), np.uint64)
+    names[:len(ids)] = ids
+    for i in range(len(ids)):
+        live[i // 64] |= np.uint64(1 << i % 64)
+    return agree(scan.adc_search, table, whole.terms, whole.bias, whole.probes, np.array([0, len(blocks)]),
+                 whole.order, blocks, names.reshape(-1, 64), live, np.full(len(table), np.inf, np.float32), np.int64(0),
+                 empty(len(table), k), empty(len(table), k, dtype=np.int64), empty(len(table), dtype=np.int64))[:2]
+
+
 @core
 @many
 @given(strategies.tables_and_codes(n=(1, 40)), st.integers(1, 40))
@@ -119,8 +131,7 @@ def test_topk(case, k):
     table, codes, ids = case
     k = min(k, len(codes))
     with np.errstate(over="ignore"):
-        result = agree(scan.adc_topk, table, codes, ids, empty(len(table), k),
-                       empty(len(table), k, dtype=np.int64))
+        result = best(table, codes, ids, k)
         distances, found = reference.topk(reference.adc(table, codes), ids.tolist(), k)
     assert result[1].tolist() == found.tolist()
     assert result[0].tolist() == distances.tolist()  # by value: of two equal zeros either sign may come first
@@ -140,8 +151,7 @@ def test_packed_codes_score_as_their_numbers(case, k):
     with np.errstate(over="ignore"):
         [out] = agree(scan.adc_scores, table, codes, empty(len(table), len(codes)))
         same(out, reference.adc(table, numbers), "scores of packed codes and the oracle")
-        distances, found = agree(scan.adc_topk, table, codes, ids, empty(len(table), k),
-                                 empty(len(table), k, dtype=np.int64))
+        distances, found = best(table, numbers, ids, k)
         wanted = reference.topk(reference.adc(table, numbers), ids.tolist(), k)
     assert found.tolist() == wanted[1].tolist()
     assert distances.tolist() == wanted[0].tolist()
@@ -157,8 +167,7 @@ def test_codes_beyond_one_buffer(M, K):
     [scores] = agree(scan.adc_scores, table, codes, empty(2, 3001))
     same(scores, reference.adc(table, numbers), "scores and the oracle")
     for k in (1, 10, 1500, 3001):
-        found = agree(scan.adc_topk, table, codes, ids, empty(2, k), empty(2, k, dtype=np.int64))
-        same(found, reference.topk(scores, ids.tolist(), k), f"the first {k} and the oracle")
+        same(best(table, numbers, ids, k), reference.topk(scores, ids.tolist(), k), f"the first {k} and the oracle")
 
 
 @core
@@ -166,9 +175,8 @@ def test_codes_that_do_not_fit_the_tables():
     table = np.zeros((1, 4, 16), np.float32)
     for bad, tables in ((np.zeros((3, 3), np.uint8), table), (np.zeros((3, 5), np.uint8), table),
                         (np.zeros((3, 2), np.uint8), table[:, :, :8])):
-        for call in (lambda b, t: scan.scores(t, b, 1), lambda b, t: scan.topk(t, b, np.arange(3), 1, 1)):
-            with pytest.raises(InvalidInputError, match="do not fit"):
-                call(bad, tables)
+        with pytest.raises(InvalidInputError, match="do not fit"):
+            scan.scores(tables, bad, 1)
 
 
 @core
@@ -204,7 +212,7 @@ def test_exact_neighbours_where_products_underflow(scale):
 @core
 def test_exact_kernels_are_all_tested():
     text = Path(__file__).read_text()
-    for module in (nearest, scan, cluster, exact):
+    for module in (nearest, scan, cluster):  # that of exact goes on from what it is given: test_exact.py
         for name, value in vars(module).items():
             if isinstance(value, _jit.Kernel):
                 assert f"agree({module.__name__.rpartition('.')[2]}.{name}," in text, f"{name} has no test"
@@ -241,15 +249,18 @@ def test_blocks_and_threads_are_invisible():
     codes = nearest.assign(x, turned, 1)[0].astype(np.uint8)
     ids = rng.permutation(9000)
     table = nearest.tables(x[:30], turned, False)
+    whole = scan.to_blocks(scan.pack(codes, 16))
+    blocks = (whole, np.append(ids, np.full(64 * len(whole) - 9000, -1)).reshape(-1, 64),
+              np.array([2**64 - 1] * (len(whole) - 1) + [2 ** (9000 % 64) - 1], np.uint64))
     alone = (*nearest.assign(x, turned, 1), nearest.tables(x, turned, True, 1), scan.scores(table, codes, 1),
-             *scan.topk(table, codes, ids, 50, 1), *exact.neighbors(x[:500], x[:100], 7, 1))
+             *scan.topk(table, *blocks, 50, 1), *exact.neighbors(x[:500], x[:100], 7, 1))
     same(alone[:2], tuple(np.concatenate([nearest.assign(x[i:i + 700], turned, 1)[j] for i in range(0, 9000, 700)])
                           for j in (0, 1)), "assignments in other blocks")
     wanted = [scan.smallest(row, ids, 50) for row in alone[3]]
     same(alone[4:6], tuple(np.stack(part) for part in zip(*wanted)), "top 50 and sorted scores")
     for threads in (*THREADS, None):
         other = (*nearest.assign(x, turned, threads), nearest.tables(x, turned, True, threads),
-                 scan.scores(table, codes, threads), *scan.topk(table, codes, ids, 50, threads),
+                 scan.scores(table, codes, threads), *scan.topk(table, *blocks, 50, threads),
                  *exact.neighbors(x[:500], x[:100], 7, threads))
         same(other, alone, f"{threads} threads")
 
@@ -275,19 +286,22 @@ def arguments(kernel, locked):
     made = {nearest.subspace_distances: ((2, 4), (2, 2, 3), (2, 2, 3)),
             nearest.subspace_products: ((2, 4), (2, 2, 3), (2, 2, 3)),
             nearest.nearest_codewords: ((2, 4), (2, 2, 3), (2, 2), (2, 2)),
-            scan.adc_scores: ((2, 3, 4), (5, 3), (2, 5)), scan.adc_topk: ((2, 3, 4), (5, 3), (5,), (2, 3), (2, 3)),
+            scan.adc_scores: ((2, 3, 4), (5, 3), (2, 5)),
+            scan.adc_search: (
+                (2, 3, 4), (0, 3, 4), (2, 1), (2, 1), (3,), (5,), (5, 3, 64), (5, 64), (5,), (2,), (), (2, 3), (2, 3),
+                (2,)),
             cluster.cluster_sums: ((5, 2), (5,), (3, 2), (3,))}[kernel]
-    types = {"f4": np.float32, "u1": np.uint8, "i4": np.int32, "i8": np.int64, "f8": np.float64}
+    types = {"f4": np.float32, "u1": np.uint8, "i4": np.int32, "i8": np.int64, "f8": np.float64, "u8": np.uint64}
     result = []
     for word, shape in zip(kernel.signature.split(), made, strict=True):
         array = np.ones(shape, types[word[:2]])
         array.flags.writeable = word.endswith("w") or not locked
-        result.append(array)
+        result.append(array if shape else 1)
     return result
 
 
 EXACT = [nearest.subspace_distances, nearest.subspace_products, nearest.nearest_codewords, scan.adc_scores,
-         scan.adc_topk, cluster.cluster_sums]
+         scan.adc_search, cluster.cluster_sums]
 
 
 @needs_numba
@@ -299,7 +313,7 @@ def test_read_only_arrays_share_one_compilation(kernel, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(64))
     mapped = np.asarray(np.memmap(path, np.uint8, "r", shape=(5, 3)))
-    if kernel in (scan.adc_scores, scan.adc_topk):
+    if kernel is scan.adc_scores:
         table, _, *rest = arguments(kernel, True)
         compiled(table, mapped, *rest)
     assert len(compiled.signatures) == 1

@@ -100,7 +100,8 @@ def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int
     work : callable
         From the same arguments, the number of elementary operations; it decides when compiling pays.
     helpers : tuple of callable
-        Plain functions of the same file that it calls; they are compiled with it.
+        Plain functions of the same file that it calls, each after those that it calls itself; they are compiled
+        with it.
     tiled : (callable, callable), optional
         The code of SIMD levels, and what gives the globals of that code (numbers and intrinsics) for the name of a
         level, or ``None`` for a level that the ordinary code serves.
@@ -163,8 +164,13 @@ def _compile(kernel: Kernel, level: str) -> Callable[..., None]:
         if folder is not None:
             config.CACHE_DIR = str(folder)
         scope = kernel.tiled[1](level) if kernel.tiled else None
+        if scope is None and kernel.tiled and level in simd.SERVED_BY:
+            scope = kernel.tiled[1](simd.SERVED_BY[level])
         code = kernel.tiled[0] if kernel.tiled and scope is not None else kernel.source
-        scope = {**(scope or {}), **{f.__name__: njit(nogil=True)(f) for f in kernel.helpers}}
+        scope = dict(scope or {})
+        for helper in kernel.helpers:  # each sees those before it
+            scope[helper.__name__] = njit(nogil=True)(FunctionType(
+                helper.__code__, {**helper.__globals__, **scope}, helper.__name__))
         # The same code, seeing compiled helpers and a level's intrinsics among its globals; the name tells the
         # levels apart in numba's cache.
         source = FunctionType(code.__code__, {**code.__globals__, **scope}, f"{kernel.__name__}_{level}")

@@ -81,16 +81,47 @@ def _nearest_codewords_twin(x: Float, codebooks_t: Float, index: NDArray[np.int3
 
 @kernel("f4:2 f4:3 f4:3w", twin=_subspace_distances_twin, work=_work)
 def subspace_distances(x, codebooks_t, out):
-    """Write the squared distances of ``x`` (n, M·dsub) to ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K)."""
+    """Write the squared distances of ``x`` (n, M·dsub) to ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K).
+
+    Four rows by four dimensions at a time, as ``subspace_products``; each sum still runs over the dimensions one by one.
+    """
     M, dsub, K = codebooks_t.shape
-    for i in range(x.shape[0]):
-        for m in range(M):
+    whole = dsub - dsub % 4
+    for m in range(M):
+        c = codebooks_t[m]
+        for i in range(0, x.shape[0] - 3, 4):
+            r0, r1, r2, r3 = out[i, m], out[i + 1, m], out[i + 2, m], out[i + 3, m]
+            for k in range(K):
+                r0[k] = r1[k] = r2[k] = r3[k] = 0.0
+            for j in range(0, whole, 4):
+                at = m * dsub + j
+                x00, x01, x02, x03 = x[i, at], x[i, at + 1], x[i, at + 2], x[i, at + 3]
+                x10, x11, x12, x13 = x[i + 1, at], x[i + 1, at + 1], x[i + 1, at + 2], x[i + 1, at + 3]
+                x20, x21, x22, x23 = x[i + 2, at], x[i + 2, at + 1], x[i + 2, at + 2], x[i + 2, at + 3]
+                x30, x31, x32, x33 = x[i + 3, at], x[i + 3, at + 1], x[i + 3, at + 2], x[i + 3, at + 3]
+                for k in range(K):
+                    c0, c1, c2, c3 = c[j, k], c[j + 1, k], c[j + 2, k], c[j + 3, k]
+                    s0, s1, s2, s3 = x00 - c0, x01 - c1, x02 - c2, x03 - c3
+                    r0[k] = (((r0[k] + s0 * s0) + s1 * s1) + s2 * s2) + s3 * s3
+                    t0, t1, t2, t3 = x10 - c0, x11 - c1, x12 - c2, x13 - c3
+                    r1[k] = (((r1[k] + t0 * t0) + t1 * t1) + t2 * t2) + t3 * t3
+                    u0, u1, u2, u3 = x20 - c0, x21 - c1, x22 - c2, x23 - c3
+                    r2[k] = (((r2[k] + u0 * u0) + u1 * u1) + u2 * u2) + u3 * u3
+                    v0, v1, v2, v3 = x30 - c0, x31 - c1, x32 - c2, x33 - c3
+                    r3[k] = (((r3[k] + v0 * v0) + v1 * v1) + v2 * v2) + v3 * v3
+            for row in range(i, i + 4):
+                for j in range(whole, dsub):
+                    a = x[row, m * dsub + j]
+                    for k in range(K):
+                        t = a - c[j, k]
+                        out[row, m, k] += t * t
+        for i in range(x.shape[0] - x.shape[0] % 4, x.shape[0]):
             for k in range(K):
                 out[i, m, k] = 0.0
             for j in range(dsub):
                 a = x[i, m * dsub + j]
                 for k in range(K):
-                    t = a - codebooks_t[m, j, k]
+                    t = a - c[j, k]
                     out[i, m, k] += t * t
 
 

@@ -15,12 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant.errors import InvalidInputError
+from npquant.kernels import _scan_ir
 from npquant.kernels._jit import kernel
-from npquant.kernels._pool import run_blocks
+from npquant.kernels._pool import available_threads, run_blocks
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Ids = NDArray[np.int64]
+
+# What a SIMD level puts in their place where it compiles the tiled code below.
+GROUP = LONG_BYTES = LONG_NIBBLES = CHUNK = 0
+bytes_short: Any = None
+bytes_long: Any = None
+nibbles_short: Any = None
+nibbles_long: Any = None
+measure: Any = None
+measure_sum: Any = None
+quantize: Any = None
+lowest: Any = None
 
 _QUERIES = 8  # queries handed to one task
 _TWIN_ROWS = 1 << 16
@@ -103,14 +115,6 @@ def smallest(scores: Float, ids: Ids, k: int) -> tuple[Float, Ids]:
     return scores[order], ids[order]
 
 
-def _topk_twin(tables: Float, codes: Codes, ids: Ids, distances: Float, found: Ids) -> None:
-    k = distances.shape[1]
-    scores = np.empty((1, codes.shape[0]), np.float32)
-    for q in range(tables.shape[0]):
-        _scores_twin(tables[q:q + 1], codes, scores)
-        distances[q], found[q] = smallest(scores[0], ids, k)
-
-
 def _sift_down(scores, names, size, score, name):
     """Put (score, name) at the top of a heap of ``size`` entries and let it sink to its place."""
     at = 0
@@ -131,51 +135,6 @@ def _sift_down(scores, names, size, score, name):
     names[at] = name
 
 
-@kernel("f4:3 u1:2 i8:1 f4:2w i8:2w", twin=_topk_twin, work=_work, helpers=(_score, _sift_down))
-def adc_topk(tables, codes, ids, distances, found):
-    """Write the k ≤ n best of ``codes`` (n, code_size) by ``tables`` (nq, M, K) into ``distances``, ``found`` (nq, k).
-
-    One binary heap a query, its worst entry on top; at the end the heap is sorted in place.
-    """
-    n = codes.shape[0]
-    k = distances.shape[1]
-    scores = np.empty(1024, np.float32)  # of a few codes at a time, while they are in the nearest cache
-    for q in range(tables.shape[0]):
-        heap = distances[q]
-        names = found[q]
-        size = 0
-        for begin in range(0, n, scores.shape[0]):
-            count = min(scores.shape[0], n - begin)
-            _score(tables, q, codes, begin, scores[:count])
-            for i in range(count):
-                score = scores[i]
-                if size == k and score > heap[0]:
-                    continue
-                name = ids[begin + i]
-                if size < k:  # sift the newcomer up
-                    at = size
-                    size += 1
-                    while at > 0:
-                        above = (at - 1) // 2
-                        if heap[above] > score or (heap[above] == score and names[above] > name):
-                            break
-                        heap[at] = heap[above]
-                        names[at] = names[above]
-                        at = above
-                    heap[at] = score
-                    names[at] = name
-                    continue
-                if score == heap[0] and name > names[0]:
-                    continue
-                _sift_down(heap, names, size, score, name)
-        for last in range(size - 1, 0, -1):  # the worst goes last, again and again
-            score = heap[last]
-            name = names[last]
-            heap[last] = heap[0]
-            names[last] = names[0]
-            _sift_down(heap, names, last, score, name)
-
-
 def _fit_together(tables: Float, codes: Codes) -> None:
     # Compiled code reads where it is told to: whatever went wrong before, it must not read beyond an array.
     M, K = tables.shape[1:]
@@ -194,15 +153,549 @@ def scores(tables: Float, codes: Codes, threads: int | None) -> Float:
     return out
 
 
-def topk(tables: Float, codes: Codes, ids: Ids, k: int, threads: int | None) -> tuple[Float, Ids]:
-    """Return the k best (scores, ids), both (nq, k), ordered by (score, id); k ≤ n."""
-    _fit_together(tables, codes)
-    if len(ids) != len(codes) or k > len(codes):
-        raise InvalidInputError(f"{len(ids)} ids for {len(codes)} codes, of which {k} are wanted.")
-    distances = np.empty((tables.shape[0], k), np.float32)
-    found = np.empty((tables.shape[0], k), np.int64)
+# ------------------------------------------------------------------------------------- blocks of 64 transposed codes
 
-    def block(start: int, stop: int) -> None:
-        adc_topk(tables[start:stop], codes, ids, distances[start:stop], found[start:stop])
-    run_blocks(block, tables.shape[0], _QUERIES, threads)
+
+def empty_blocks(nb: int, s: int) -> Codes:
+    """Return room for ``nb`` blocks of codes of s bytes, (nb, s, 64), aligned so that scanning them is fastest."""
+    room = np.empty(64 * (nb * s + 1), np.uint8)
+    begin = -room.ctypes.data % 64
+    return room[begin:begin + 64 * nb * s].reshape(nb, s, 64)
+
+
+def to_blocks(codes: Codes) -> Codes:
+    """Return ``codes`` (n, s) as blocks (ceil(n / 64), s, 64): byte j of 64 codes lies together; padded by zeros."""
+    n, s = codes.shape
+    blocks = empty_blocks(-(-n // 64), s)
+    blocks[n // 64:] = 0
+    whole = n // 64
+    blocks[:whole] = codes[:64 * whole].reshape(whole, 64, s).transpose(0, 2, 1)
+    if n % 64:
+        blocks[whole, :, :n % 64] = codes[64 * whole:].T
+    return blocks
+
+
+def from_blocks(blocks: Codes, slots: Ids) -> Codes:
+    """Return the codes (r, s) at ``slots`` (r,), numbered 64 · block + place."""
+    return np.ascontiguousarray(blocks[slots >> 6, :, slots & 63])
+
+
+def _search_work(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes,
+                 *_: object) -> int:
+    lists = max(1, len(start) - 1)
+    return tables.shape[0] * tables.shape[1] * 64 * (probes.shape[1] * (len(order) or len(blocks)) // lists + 1)
+
+
+def _list_scores(table: Float, bias: np.float32, blocks: Codes) -> Float:
+    """Return the scores (nb, 64) of ``blocks`` by one ``table`` (M, K); NaN, of infinities, counts as +inf."""
+    M, s = table.shape[0], blocks.shape[1]
+    score = np.full((len(blocks), 64), bias, np.float32)
+    for m in range(M):
+        if s == M:
+            numbers = blocks[:, m]
+        else:
+            numbers = blocks[:, m // 2] >> np.uint8(4) if m % 2 else blocks[:, m // 2] & np.uint8(15)
+        score += table[m].take(numbers)
+    score[np.isnan(score)] = np.inf
+    return score
+
+
+def _search_twin(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes,
+                 ids: Ids, live: NDArray[np.uint64], bound: Float, within: int, distances: Float, found: Ids,
+                 counts: Ids) -> None:
+    k = distances.shape[1]
+    bits = np.arange(64, dtype=np.uint64)
+    for q in range(len(tables)):
+        kept, names = np.empty(0, np.float32), np.empty(0, np.int64)
+        for p, which in enumerate(probes[q]):
+            if which < 0:
+                continue
+            run = np.arange(start[which], start[which + 1])
+            if len(order):
+                run = order[run]
+            run = run[live[run] != 0]
+            with np.errstate(over="ignore", invalid="ignore"):
+                table = tables[q] + terms[which] if len(terms) else tables[q]
+                for begin in range(0, len(run), _TWIN_ROWS // 64):
+                    part = run[begin:begin + _TWIN_ROWS // 64]
+                    scores = _list_scores(table, bias[q, p], blocks[part])
+                    passed = (scores <= bound[q]) & ((live[part][:, None] >> bits & np.uint64(1)) != 0)
+                    kept = np.concatenate([kept, scores[passed]])
+                    names = np.concatenate([names, ids[part][passed]])
+                    if not within:
+                        kept, names = smallest(kept, names, k)
+        counts[q] = len(kept)
+        size = min(k, len(kept))
+        distances[q, :size], found[q, :size] = kept[:size], names[:size]
+        distances[q, size:], found[q, size:] = np.inf, -1
+
+
+def _score_block(tables, terms, q, which, bias, blocks, b, out, row):
+    """Write the 64 scores of block b by query q, in list ``which``, into ``out``; ``row`` (K,) is room to work in."""
+    M, K = tables.shape[1:]
+    packed = blocks.shape[1] < M
+    for i in range(64):
+        out[i] = bias
+    for m in range(M):
+        if terms.shape[0]:
+            for c in range(K):
+                row[c] = tables[q, m, c] + terms[which, m, c]
+        else:
+            for c in range(K):
+                row[c] = tables[q, m, c]
+        if packed:
+            shift = np.uint8(4 * (m % 2))
+            for i in range(64):
+                out[i] += row[(blocks[b, m // 2, i] >> shift) & np.uint8(15)]
+        else:
+            for i in range(64):
+                out[i] += row[blocks[b, m, i]]
+    for i in range(64):
+        if out[i] != out[i]:
+            out[i] = np.inf
+
+
+def _push(heap, names, size, score, name):
+    """Give (score, name) to a heap of the best, the worst on top, that holds ``size`` so far; return what it holds."""
+    if size < heap.shape[0]:
+        at = size
+        while at > 0:
+            above = (at - 1) // 2
+            if heap[above] > score or (heap[above] == score and names[above] > name):
+                break
+            heap[at] = heap[above]
+            names[at] = names[above]
+            at = above
+        heap[at] = score
+        names[at] = name
+        return size + 1
+    if score < heap[0] or (score == heap[0] and name < names[0]):
+        _sift_down(heap, names, size, score, name)
+    return size
+
+
+def _sort(heap, names, size):
+    """Sort a heap in place, the best first, and pad what is beyond."""
+    for last in range(size - 1, 0, -1):  # the worst goes last, again and again
+        score = heap[last]
+        name = names[last]
+        heap[last] = heap[0]
+        names[last] = names[0]
+        _sift_down(heap, names, last, score, name)
+    for i in range(size, heap.shape[0]):
+        heap[i] = np.inf
+        names[i] = -1
+
+
+def _one(tables, terms, q, which, bias, blocks, b, slot):
+    """Return the score of one code: the same sum as ``_score_block`` makes."""
+    M = tables.shape[1]
+    packed = blocks.shape[1] < M
+    score = bias
+    for m in range(M):
+        number = (blocks[b, m // 2, slot] >> np.uint8(4 * (m % 2))) & np.uint8(15) if packed else blocks[b, m, slot]
+        if terms.shape[0]:
+            score += tables[q, m, number] + terms[which, m, number]
+        else:
+            score += tables[q, m, number]
+    return score if score == score else np.float32(np.inf)
+
+
+def _fill(tables, terms, q, which, width, numbers):
+    """Write the table of query q in list ``which`` into ``numbers``, M rows of ``width`` ≥ K, the rest repeated."""
+    M, K = tables.shape[1:]
+    for m in range(M):
+        at = m * width
+        if terms.shape[0]:
+            for c in range(K):
+                numbers[at + c] = tables[q, m, c] + terms[which, m, c]
+        else:
+            for c in range(K):
+                numbers[at + c] = tables[q, m, c]
+        for c in range(K, width):
+            numbers[at + c] = numbers[at]
+
+
+def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found,
+                  counts):
+    """Leave out by sums of bytes what is beyond the k-th best; score the rest as the definition says.
+
+    With low_m = min T[m], a scale and q[m, c] = min(255, floor((T[m, c] − low_m) · scale)), rounded in float32, the
+    sum of q of a code is at most scale · Σ (T − low) + 4e-5 M. Its score S differs from bias + Σ T by at most
+    γ = (M + 1) 2⁻²⁴ (|bias| + Σ max|T|), with a reserve. So S ≤ k-th needs sum q ≤ (k-th − bias − Σ low + γ) · scale
+    + 4e-5 M, which is the limit; saturated sums are smaller still. The scale is chosen so that the limit is near
+    254 where sums are of 8 bits, and near 16 a look-up where they are longer, and anew when the k-th best has come
+    down so far that the limit is a coarse one. Nothing is left out while there is no k-th best, or where a table is
+    not finite or so large that sums may overflow.
+    """
+    nq, M, K = tables.shape
+    s = blocks.shape[1]
+    k = distances.shape[1]
+    nibbles = K <= 16
+    packed = M > s
+    long = M > (LONG_NIBBLES if nibbles else LONG_BYTES)
+    target = min(16.0 * M, 60000.0) if long else 253.5
+    most = 65535 if long else 255
+    entries = 32 if nibbles else 256
+    width = (K + 15) // 16 * 16
+
+    flat = order.shape[0] == 0
+    total = blocks.shape[0] if flat else 1
+    chunk = max(64, CHUNK // (64 * s)) if flat else 1
+    states = nq if flat else 1
+    quantized = np.zeros((states, s * entries), np.uint8)
+    spans = np.empty((states, 2 * M), np.float32)
+    scale = np.zeros((states, 1), np.float32)
+    offset = np.empty(states, np.float64)
+    slack = np.empty(states, np.float64)
+    sizes = np.zeros(nq, np.int64)
+    numbers = np.empty(M * width, np.float32)
+    scores = np.empty(64, np.float32)
+    row = np.empty(K, np.float32)
+    chosen = np.zeros(GROUP, np.int64)
+    masks = np.zeros(GROUP, np.uint64)
+    for first in range(0, total, chunk):
+        for q in range(nq):
+            z = q if flat else 0
+            heap = distances[q]
+            names = found[q]
+            size = sizes[q]
+            table = quantized[z]
+            span = spans[z]
+            for p in range(probes.shape[1]):
+                which = probes[q, p]
+                if which < 0:
+                    continue
+                i = start[which] + first
+                end = min(start[which + 1], i + chunk) if flat else start[which + 1]
+                if first == 0:
+                    scale[z, 0] = -1
+                limit = np.int64(-1)  # none yet
+                limit_score = heap[0] if within == 0 and size == k else bound[q]
+                while i < end:
+                    if limit < 0 and limit_score < np.inf:
+                        fresh = scale[z, 0] < 0
+                        budget = np.inf if fresh else np.float64(limit_score) - offset[z] + slack[z]
+                        coarse = budget * scale[z, 0] < 0.5 * target and (end - i >= s or scale[z, 0] == 0)
+                        if fresh or (coarse and 0 <= budget < np.inf):
+                            if width > K:
+                                _fill(tables, terms, q, which, width, numbers)
+                            low = np.float64(bias[q, p])
+                            spread = abs(low)
+                            for m in range(M):
+                                if width > K:
+                                    measure(numbers, numbers, numbers, span, m * width, 0, m * width, width, 2 * m)
+                                elif terms.shape[0]:
+                                    measure_sum(tables, terms, numbers, span, (q * M + m) * K, (which * M + m) * K,
+                                                m * K, K, 2 * m)
+                                else:
+                                    measure(tables, numbers, numbers, span, (q * M + m) * K, 0, m * K, K, 2 * m)
+                                low += np.float64(span[2 * m])
+                                spread += np.float64(span[2 * m + 1])
+                            offset[z] = low
+                            slack[z] = spread * (1.01 * (M + 4) * 2.0**-24) if spread < 1e37 else np.inf
+                            budget = np.float64(limit_score) - low + slack[z]
+                            scale[z, 0] = 0
+                            if 0 <= budget < np.inf:
+                                scale[z, 0] = min(target / max(budget, 1e-300), 3e38)
+                                for m in range(M):
+                                    quantize(numbers, span, scale[z], table, m * width, width, 2 * m,
+                                             m // 2 * 32 + m % 2 * 16 if packed else m * entries)
+                        if budget < 0:
+                            break
+                        if budget < np.inf:
+                            limit = np.int64(min(budget * scale[z, 0] * (1 + 1e-9) + 5e-5 * M, np.float64(most)))
+                    if limit < 0:
+                        b = i if flat else order[i]
+                        i += 1
+                        if live[b] == 0:
+                            continue
+                        _score_block(tables, terms, q, which, bias[q, p], blocks, b, scores, row)
+                        chosen[0] = b
+                        masks[0] = live[b]
+                        count = 1
+                    else:
+                        count = 0
+                        if flat and i + GROUP <= end:
+                            whole = True
+                            for g in range(GROUP):
+                                chosen[g] = i + g
+                                whole &= live[i + g] != 0
+                            if whole:
+                                count = GROUP
+                                i += GROUP
+                        if count == 0:
+                            while i < end and count < GROUP:
+                                b = i if flat else order[i]
+                                i += 1
+                                chosen[count] = b
+                                if live[b] != 0:
+                                    count += 1
+                            for g in range(count, GROUP):
+                                chosen[g] = chosen[0]
+                        if nibbles:
+                            if long:
+                                hit = nibbles_long(blocks, table, live, chosen, masks, s, limit)
+                            else:
+                                hit = nibbles_short(blocks, table, live, chosen, masks, s, limit)
+                        elif long:
+                            hit = bytes_long(blocks, table, live, chosen, masks, s, limit)
+                        else:
+                            hit = bytes_short(blocks, table, live, chosen, masks, s, limit)
+                        if hit == 0:
+                            continue
+                    exact = limit < 0
+                    for g in range(count):
+                        left = masks[g]
+                        b = chosen[g]
+                        while left != 0:
+                            slot = lowest(left)
+                            left &= left - np.uint64(1)
+                            score = scores[slot] if exact else _one(tables, terms, q, which, bias[q, p], blocks, b,
+                                                                    slot)
+                            if score > limit_score:
+                                continue
+                            if within == 0:
+                                size = _push(heap, names, size, score, ids[b, slot])
+                                if size == k and heap[0] < limit_score:
+                                    limit_score = heap[0]
+                                    limit = np.int64(-1)
+                            elif score <= limit_score:
+                                if size < k:
+                                    heap[size] = score
+                                    names[size] = ids[b, slot]
+                                size += 1
+            sizes[q] = size
+    for q in range(nq):
+        counts[q] = sizes[q]
+        if within == 0:
+            _sort(distances[q], found[q], sizes[q])
+
+
+def _search_level(level: str) -> dict[str, Any] | None:
+    found = _scan_ir.intrinsics(level)
+    return found and {**found, "LONG_BYTES": 32, "LONG_NIBBLES": 64, "CHUNK": 1 << 19}
+
+
+@kernel("f4:3 f4:3 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:1 i8 f4:2w i8:2w i8:1w", twin=_search_twin,
+        work=_search_work, helpers=(_score_block, _one, _fill, _sift_down, _push, _sort),
+        tiled=(_search_tiled, _search_level))
+def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found, counts):
+    """Write, of the live codes of the probed lists that score at most ``bound`` (nq,), the k best of each query.
+
+    ``distances`` and ``found`` (nq, k) are ordered by (score, id) and padded by +inf and −1. Where ``within`` is not 0
+    they hold, in no order, the first so many of all, and ``counts`` (nq,) says how many there are.
+    """
+    k = distances.shape[1]
+    scores = np.empty(64, np.float32)
+    row = np.empty(tables.shape[2], np.float32)
+    for q in range(tables.shape[0]):
+        size = 0
+        for p in range(probes.shape[1]):
+            which = probes[q, p]
+            if which < 0:
+                continue
+            for i in range(start[which], start[which + 1]):
+                b = order[i] if order.shape[0] else i
+                if live[b] == 0:
+                    continue
+                _score_block(tables, terms, q, which, bias[q, p], blocks, b, scores, row)
+                for slot in range(64):
+                    if (live[b] >> np.uint64(slot)) & np.uint64(1) and scores[slot] <= bound[q]:
+                        if within == 0:
+                            size = _push(distances[q], found[q], size, scores[slot], ids[b, slot])
+                        else:
+                            if size < k:
+                                distances[q, size] = scores[slot]
+                                found[q, size] = ids[b, slot]
+                            size += 1
+        counts[q] = size
+        if within == 0:
+            _sort(distances[q], found[q], size)
+
+
+# Of so many blocks, one is scanned first for an upper bound on the k-th score: codes in the worst order (each nearer
+# than all before) then cost little more than in any other.
+_SAMPLE = 64
+_CAPACITY = 1024  # results of a range search that a query has room for at first
+
+
+def _fit_blocks(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64]) -> None:
+    # Compiled code reads where it is told to: see _fit_together.
+    M, K = tables.shape[1:]
+    if blocks.ndim != 3 or blocks.shape[1:] != (code_size(M, K), 64):
+        raise InvalidInputError(f"blocks of shape {blocks.shape} do not fit tables of {M} look-ups among {K}: they "
+                                f"must be (nb, {code_size(M, K)}, 64).")
+    if ids.shape != (len(blocks), 64) or live.shape != (len(blocks),):
+        raise InvalidInputError(f"ids of shape {ids.shape} and live of shape {live.shape} do not fit {len(blocks)} "
+                                "blocks.")
+
+
+def _fit_lists(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes) -> None:
+    lists, nq = len(start) - 1, len(tables)
+    if len(terms) not in (0, lists) or terms.shape[1:] != tables.shape[1:]:
+        raise InvalidInputError(f"terms of shape {terms.shape} do not fit {lists} lists and tables {tables.shape}.")
+    if bias.shape != probes.shape or len(bias) != nq:
+        raise InvalidInputError(f"bias {bias.shape} and probes {probes.shape} do not fit {nq} queries.")
+    inside = start[0] >= 0 and start[-1] <= len(order) and (start[1:] >= start[:-1]).all()
+    if not inside or (order.size and not 0 <= order.min() <= order.max() < len(blocks)):
+        raise InvalidInputError(f"lists of {len(order)} blocks do not fit {len(blocks)} blocks.")
+    if probes.size and not -1 <= probes.min() <= probes.max() < lists:
+        raise InvalidInputError(f"probes name lists from {probes.min()} to {probes.max()}; there are {lists}.")
+
+
+class _Whole:
+    """All blocks as the one list of an inverted file: its bias −0.0 changes no bit of a sum."""
+
+    def __init__(self, tables: Float) -> None:
+        nq, M, K = tables.shape
+        self.terms = np.empty((0, M, K), np.float32)
+        self.bias = np.full((nq, 1), -0.0, np.float32)
+        self.probes = np.zeros((nq, 1), np.int64)
+        self.order = np.empty(0, np.int64)
+
+
+def topk(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64], k: int,
+         threads: int | None) -> tuple[Float, Ids]:
+    """Return the k best (scores, ids) of the live codes, both (nq, k), ordered by (score, id).
+
+    Parameters
+    ----------
+    tables : (nq, M, K) float32
+    blocks : (nb, code_size, 64) uint8
+        Made by ``to_blocks``.
+    ids : (nb, 64) int64
+    live : (nb,) uint64
+        Bit i: place i of the block is to be considered.
+    k : int
+        Places without a result hold +inf and −1.
+    threads : int, optional
+        It never changes the result.
+    """
+    _fit_blocks(tables, blocks, ids, live)
+    nq, nb = len(tables), len(blocks)
+    workers = threads or available_threads()
+    pieces = 1 if nq >= 8 * workers else max(1, min(workers, nb // _PIECE))
+    if pieces > 1:  # few queries over many codes: each thread has a part of the codes
+        parts = run_blocks(lambda a, b: _topk_part(tables, blocks[a:b], ids[a:b], live[a:b], k), nb,
+                           -(-nb // pieces), threads)
+        return merge([scores for scores, _ in parts], [names for _, names in parts], k)
+    group = min(_GROUP, max(1, -(-nq // workers)))
+    parts = run_blocks(lambda a, b: _topk_part(tables[a:b], blocks, ids, live, k), nq, group, threads)
+    return _joined(parts, k)
+
+
+_GROUP = 32  # queries whose tables lie in the second cache beside a chunk of codes
+_PIECE = 1 << 15  # blocks that are worth the start of a thread
+
+
+def _topk_part(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64], k: int) -> tuple[Float, Ids]:
+    whole, nq, nb = _Whole(tables), len(tables), len(blocks)
+    distances, found, counts = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64), np.empty(nq, np.int64)
+    bound = np.full(nq, np.inf, np.float32)
+    if nb >= 4 * _SAMPLE:
+        order = np.arange(0, nb, _SAMPLE)
+        adc_search(tables, whole.terms, whole.bias, whole.probes, np.array([0, len(order)]), order, blocks, ids, live,
+                   bound, 0, distances, found, counts)
+        bound = distances[:, -1].copy()  # padding is +inf, which bounds nothing
+    adc_search(tables, whole.terms, whole.bias, whole.probes, np.array([0, nb]), whole.order, blocks, ids, live, bound,
+               0, distances, found, counts)
     return distances, found
+
+
+def _joined(parts: list[tuple[Float, Ids]], k: int) -> tuple[Float, Ids]:
+    if len(parts) == 1:
+        return parts[0]
+    return (np.concatenate([scores for scores, _ in parts] or [np.empty((0, k), np.float32)]),
+            np.concatenate([names for _, names in parts] or [np.empty((0, k), np.int64)]))
+
+
+def merge(scores: list[Float], ids: list[Ids], k: int) -> tuple[Float, Ids]:
+    """Return the k best of several results (nq, k_i), padded by +inf and −1, ordered by (score, id)."""
+    all_scores, all_ids = np.concatenate(scores, axis=1), np.concatenate(ids, axis=1)
+    order = np.lexsort((all_ids, all_ids < 0, all_scores), axis=1)[:, :k]  # padding after what scores +inf
+    return np.take_along_axis(all_scores, order, axis=1), np.take_along_axis(all_ids, order, axis=1)
+
+
+def topk_lists(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes, ids: Ids,
+               live: NDArray[np.uint64], k: int, threads: int | None) -> tuple[Float, Ids]:
+    """Return the k best (scores, ids), both (nq, k), of the live codes of the lists that each query probes.
+
+    Parameters
+    ----------
+    tables : (nq, M, K) float32
+    terms : (nlist, M, K) float32
+        Added to a query's table for a list, in one float32 addition; (0, M, K) where there is nothing to add.
+    bias : (nq, P) float32
+        A score is ``((bias[q, p] + T[0, c_0]) + T[1, c_1]) + …``.
+    probes : (nq, P) int64
+        Lists; −1 stands for none. No list twice.
+    start : (nlist + 1,) int64
+        List l holds the blocks ``order[start[l]:start[l + 1]]``.
+    order : (nb_used,) int64
+    blocks, ids, live, k, threads
+        As for ``topk``.
+    """
+    _fit_blocks(tables, blocks, ids, live)
+    _fit_lists(tables, terms, bias, probes, start, order, blocks)
+
+    def part(a: int, b: int) -> tuple[Float, Ids]:
+        distances, found = np.empty((b - a, k), np.float32), np.empty((b - a, k), np.int64)
+        if len(order):
+            adc_search(tables[a:b], terms, bias[a:b], probes[a:b], start, order, blocks, ids, live,
+                       np.full(b - a, np.inf, np.float32), 0, distances, found, np.empty(b - a, np.int64))
+        else:
+            distances[:], found[:] = np.inf, -1
+        return distances, found
+    return _joined(run_blocks(part, len(tables), _GROUP, threads), k)
+
+
+def within(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64], radius: Float,
+           threads: int | None) -> tuple[Ids, Float, Ids]:
+    """Return (limits, scores, ids) of all live codes that score at most ``radius`` (nq,).
+
+    Query q's are those from limits[q] to limits[q + 1], ordered by (score, id).
+    """
+    _fit_blocks(tables, blocks, ids, live)
+    whole = _Whole(tables)
+    return _within(tables, whole.terms, whole.bias, whole.probes, np.array([0, len(blocks)]), whole.order, blocks, ids,
+                   live, radius, threads)
+
+
+def within_lists(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes,
+                 ids: Ids, live: NDArray[np.uint64], radius: Float, threads: int | None) -> tuple[Ids, Float, Ids]:
+    """Return (limits, scores, ids) as ``within`` does, of the lists that each query probes (see ``topk_lists``)."""
+    _fit_blocks(tables, blocks, ids, live)
+    _fit_lists(tables, terms, bias, probes, start, order, blocks)
+    if not len(order):
+        return np.zeros(len(tables) + 1, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+    return _within(tables, terms, bias, probes, start, order, blocks, ids, live, radius, threads)
+
+
+def _within(tables: Float, terms: Float, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes, ids: Ids,
+            live: NDArray[np.uint64], radius: Float, threads: int | None) -> tuple[Ids, Float, Ids]:
+    if radius.shape != (len(tables),):
+        raise InvalidInputError(f"radius of shape {radius.shape} for {len(tables)} queries.")
+
+    def run(a: int, b: int, room: int) -> tuple[Float, Ids, Ids]:
+        scores, names = np.empty((b - a, room), np.float32), np.empty((b - a, room), np.int64)
+        counts = np.empty(b - a, np.int64)
+        adc_search(tables[a:b], terms, bias[a:b], probes[a:b], start, order, blocks, ids, live, radius[a:b], 1, scores,
+                   names, counts)
+        return scores, names, counts
+
+    def part(a: int, b: int) -> list[tuple[Float, Ids]]:
+        scores, names, counts = run(a, b, _CAPACITY)
+        results = []
+        for i, count in enumerate(counts.tolist()):
+            mine = scores[i, :count], names[i, :count]
+            if count > _CAPACITY:  # once more, with room for all of them
+                more = run(a + i, a + i + 1, count)
+                mine = more[0][0], more[1][0]
+            results.append(smallest(*mine, count))
+        return results
+    each = [one for part_ in run_blocks(part, len(tables), _GROUP, threads) for one in part_]
+    limits = np.zeros(len(each) + 1, np.int64)
+    np.cumsum([len(found) for found, _ in each], out=limits[1:])
+    return (limits, np.concatenate([np.empty(0, np.float32), *(found for found, _ in each)]),
+            np.concatenate([np.empty(0, np.int64), *(names for _, names in each)]))

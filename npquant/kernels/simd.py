@@ -1,8 +1,9 @@
 """Vector code beyond what LLVM finds by itself: builders over its IR, and the level that this machine has.
 
 Everything is plain vector IR (load, fma, compare, select, shuffle), which LLVM turns into AVX-512, AVX2 or NEON
-as it is; a level is a number of lanes and a shape of tile that fits the registers. Levels are chosen once, from
-the processor's features, or by ``NPQUANT_SIMD``; ``generic`` is ordinary code, vectorised by LLVM.
+as it is (the byte look-ups of ``_scan_ir`` apart, which name a target); a level is a number of lanes and a shape of
+tile that fits the registers. Levels are chosen once, from the processor's features, or by ``NPQUANT_SIMD``;
+``generic`` is ordinary code, vectorised by LLVM.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from npquant.errors import InvalidInputError
 
 # Which features of the host a level asks for; the first that the host has is chosen.
 LEVELS: dict[str, tuple[str, ...]] = {
+    "avx512vbmi": ("avx512f", "avx512bw", "avx512vl", "avx512vbmi"),
     "avx512": ("avx512f", "avx512bw", "avx512vl"),
     "avx2": ("avx2", "fma"),
     "neon": ("neon",),
     "generic": (),
 }
+# The level whose code a kernel runs where it has none of its own for one.
+SERVED_BY = {"avx512vbmi": "avx512"}
+_OTHER_NAMES = {"avx512bw": "avx512"}
 
 
 @cache
@@ -47,6 +52,7 @@ def chosen() -> str:
     asked = os.environ.get("NPQUANT_SIMD", "")
     if not asked:
         return runnable()[0]
+    asked = _OTHER_NAMES.get(asked, asked)
     if asked not in runnable():
         raise InvalidInputError(f"NPQUANT_SIMD is {asked!r}; this machine runs {', '.join(runnable())}. Unset it, or "
                                 "choose one of these.")
@@ -161,10 +167,12 @@ class Vectors:
         return parts[0], [self.lanes // count * i for i in range(count)]
 
 
-def intrinsic(build: Callable[[Any, dict[str, Any]], None], arrays: Sequence[str], scalars: Sequence[str]) -> Any:
+def intrinsic(build: Callable[[Any, dict[str, Any]], Any], arrays: Sequence[str], scalars: Sequence[str], *,
+              result: bool = False) -> Any:
     """Return a numba intrinsic whose body is ``build(llvmlite builder, {name: value})``.
 
     In a call ``arrays`` come first, passed as pointers to their first element, then ``scalars``, as 64-bit integers.
+    With ``result`` the call gives what ``build`` returns, a 64-bit integer; else nothing.
     """
     from numba import types
     from numba.extending import intrinsic as numba_intrinsic
@@ -175,9 +183,9 @@ def intrinsic(build: Callable[[Any, dict[str, Any]], None], arrays: Sequence[str
                      for name, kind, value in zip(arrays, signature.args, values)}
             known |= {name: context.cast(builder, value, kind, types.int64)
                       for name, kind, value in zip(scalars, signature.args[len(arrays):], values[len(arrays):])}
-            build(builder, known)
-            return context.get_dummy_value()
-        return types.void(*kinds), codegen
+            value = build(builder, known)
+            return value if result else context.get_dummy_value()
+        return (types.int64 if result else types.void)(*kinds), codegen
     # numba reads the number of arguments from the signature.
     body.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("typingctx", *arrays, *scalars)])
