@@ -18,9 +18,28 @@ _HOME = {
     "PreTransformed": "quantizers.transformed",
     "ProductQuantizer": "quantizers.product",
     "OptimizedProductQuantizer": "quantizers.transformed",
+    "SphericalLattice": "quantizers.lattice",
+    "ScalarQuantizer": "quantizers.scalar",
+    "FlatQuantizer": "quantizers.flat",
+    "SignQuantizer": "quantizers.binary",
+    "ITQ": "quantizers.binary",
+    "SpectralHashing": "quantizers.binary",
+    "RaBitQuantizer": "quantizers.rabitq",
+    "ResidualQuantizer": "quantizers.residual",
+    "GeneralizedResidualQuantizer": "quantizers.residual",
+    "AdditiveQuantizer": "quantizers.additive",
+    "LocalSearchQuantizer": "quantizers.additive",
     "FlatIndex": "index.flat",
+    "RefineIndex": "index.refine",
+    "index_factory": "index.factory",
+    "tune": "index.factory",
+    "IVFIndex": "index.ivf",
+    "InvertedMultiIndex": "index.multi",
+    "IdMap": "index.idmap",
     "SearchResult": "index.base",
+    "RangeResult": "index.base",
     "DeepQuantizer": "deep",
+    "Catalyzer": "catalyzer",
     "save": "persist",
     "load": "persist",
     "NpquantError": "errors",
@@ -37,6 +56,7 @@ _MODULES = ("datasets", "errors", "kmeans", "metrics", "nn", "persist", "plot", 
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 if TYPE_CHECKING:
+    from npquant.catalyzer import Catalyzer as Catalyzer
     from npquant.deep import DeepQuantizer as DeepQuantizer
     from npquant.errors import DivergedError as DivergedError
     from npquant.errors import FormatError as FormatError
@@ -46,12 +66,30 @@ if TYPE_CHECKING:
     from npquant.errors import NotInvertibleError as NotInvertibleError
     from npquant.errors import NpquantError as NpquantError
     from npquant.errors import NpquantWarning as NpquantWarning
+    from npquant.index.base import RangeResult as RangeResult
     from npquant.index.base import SearchResult as SearchResult
+    from npquant.index.factory import index_factory as index_factory
+    from npquant.index.factory import tune as tune
     from npquant.index.flat import FlatIndex as FlatIndex
+    from npquant.index.idmap import IdMap as IdMap
+    from npquant.index.ivf import IVFIndex as IVFIndex
+    from npquant.index.multi import InvertedMultiIndex as InvertedMultiIndex
+    from npquant.index.refine import RefineIndex as RefineIndex
     from npquant.kmeans import KMeans as KMeans
     from npquant.persist import load as load
     from npquant.persist import save as save
+    from npquant.quantizers.additive import AdditiveQuantizer as AdditiveQuantizer
+    from npquant.quantizers.additive import LocalSearchQuantizer as LocalSearchQuantizer
+    from npquant.quantizers.binary import ITQ as ITQ
+    from npquant.quantizers.binary import SignQuantizer as SignQuantizer
+    from npquant.quantizers.binary import SpectralHashing as SpectralHashing
+    from npquant.quantizers.flat import FlatQuantizer as FlatQuantizer
+    from npquant.quantizers.lattice import SphericalLattice as SphericalLattice
     from npquant.quantizers.product import ProductQuantizer as ProductQuantizer
+    from npquant.quantizers.rabitq import RaBitQuantizer as RaBitQuantizer
+    from npquant.quantizers.residual import GeneralizedResidualQuantizer as GeneralizedResidualQuantizer
+    from npquant.quantizers.residual import ResidualQuantizer as ResidualQuantizer
+    from npquant.quantizers.scalar import ScalarQuantizer as ScalarQuantizer
     from npquant.quantizers.transformed import OptimizedProductQuantizer as OptimizedProductQuantizer
     from npquant.quantizers.transformed import PreTransformed as PreTransformed
     from npquant.transforms import PCA as PCA

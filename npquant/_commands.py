@@ -148,7 +148,7 @@ def _load(path: str, *kinds: str) -> Any:
         wanted = {"Index": "an index (npquant build makes one)", "KMeans": "a KMeans",
                   "Quantizer": "a model that encodes (npquant train makes one)"}
         raise InvalidInputError(f"{path} holds a {type(found).__name__}, wanted "
-                                f"{' or '.join(wanted[kind] for kind in kinds)}.")
+                                f"{' or '.join(wanted[kind] for kind in kinds if kind in wanted)}.")
     return found
 
 
@@ -201,8 +201,10 @@ def _demo(args: Namespace) -> Outcome:
 
 _DEEP = ("loss", "output", "hidden", "d_out", "epochs", "lr", "batch_size", "whiten", "validation",
          "patience")
-_OPTIONS = {"deep": (*_DEEP, "m", "nbits", "labels"), "pq": ("m", "nbits", "iterations"),
-            "opq": ("m", "nbits", "iterations"), "kmeans": ("clusters", "iterations")}
+_SPREAD = ("output", "hidden", "d_out", "epochs", "lr", "batch_size", "validation", "lam")
+_OPTIONS = {"deep": (*_DEEP, "m", "nbits", "labels"), "catalyzer": (*_SPREAD, "bits"),
+            "pq": ("m", "nbits", "iterations"), "opq": ("m", "nbits", "iterations"),
+            "kmeans": ("clusters", "iterations")}
 
 
 def _train(args: Namespace) -> Outcome:
@@ -212,7 +214,7 @@ def _train(args: Namespace) -> Outcome:
         if getattr(args, name) is not None:
             raise ArgumentError(None, f"--{name.replace('_', '-')} does not go with " + (
                 "--resume: what was chosen at the start holds" if args.resume else f"--method {method}"))
-    if args.resume and method != "deep":
+    if args.resume and args.method in ("pq", "opq", "kmeans"):
         raise ArgumentError(None, f"--resume does not go with --method {method}")
     if args.out is None and not args.resume:
         raise ArgumentError(None, "give -o FILE, the model to write")
@@ -223,21 +225,24 @@ def _train(args: Namespace) -> Outcome:
     began = time.perf_counter()
     model = _resumed(args.resume) if args.resume else _new(args, method)
     code = 0
-    if method == "deep":
+    learned = hasattr(model, "epochs")
+    if learned:
         code = _fitted(model, x, y, args.resume is not None)
     else:
         model.fit(x)
-    persist.save(model, target)
+    spreads = type(model).__name__ == "Catalyzer"
+    coded = model.codec(model.quantizer, x) if spreads else model
+    persist.save(coded, target)
     kind, seconds = type(model).__name__, time.perf_counter() - began
     report = {"file": target, "kind": kind, "vectors": len(x), "dimensions": int(x.shape[1]),
               "seconds": round(seconds, 3), "finished": code == 0}
     text = f"{target}: {kind} of {len(x):,} vectors of dimension {x.shape[1]}, {seconds:.1f} s"
     if method != "kmeans":
-        report["code_size"] = model.code_size
-        text += f"\n  a vector becomes {_many(model.code_size, 'byte')} (as float32: {4 * x.shape[1]:,})"
-    if method == "deep":
+        report["code_size"] = coded.code_size
+        text += f"\n  a vector becomes {_many(coded.code_size, 'byte')} (as float32: {4 * x.shape[1]:,})"
+    if learned:
         report["history"] = model.history_
-        report["supervision"] = "nearest neighbours" if y is None else "labels"
+        report["supervision"] = "nearest neighbours" if y is None or spreads else "labels"
         text += f"\n  learned from {report['supervision']}, {len(model.history_)} of {model.epochs} epochs"
         if model.history_:
             last = model.history_[-1]
@@ -246,7 +251,7 @@ def _train(args: Namespace) -> Outcome:
                 text += f", distortion {last['distortion']:.4f} of the variance"
             scores = [entry["validation"] for entry in model.history_ if entry["validation"] is not None]
             if scores:
-                text += f"; best validation MAP {max(scores):.4f}"
+                text += f"; best validation {'recall@10' if spreads else 'MAP'} {max(scores):.4f}"
     if code:
         note(f"interrupted after {len(model.history_)} of {model.epochs} epochs: {target} can be used as it is, "
              f"and 'npquant train {args.data} --resume {target}' goes on"
@@ -255,7 +260,14 @@ def _train(args: Namespace) -> Outcome:
 
 
 def _new(args: Namespace, method: str) -> Any:
-    from npquant import DeepQuantizer, KMeans, OptimizedProductQuantizer, ProductQuantizer
+    from npquant import (
+        Catalyzer,
+        DeepQuantizer,
+        KMeans,
+        OptimizedProductQuantizer,
+        ProductQuantizer,
+        SphericalLattice,
+    )
     if method == "kmeans":
         return KMeans(args.clusters or 256, max_iter=25 if args.iterations is None else args.iterations,
                       random_state=args.seed)
@@ -263,17 +275,22 @@ def _new(args: Namespace, method: str) -> Any:
     if method in ("pq", "opq"):
         kind, usual = (ProductQuantizer, 25) if method == "pq" else (OptimizedProductQuantizer, 30)
         return kind(**blocks, n_iter=usual if args.iterations is None else args.iterations, random_state=args.seed)
-    options = {name: getattr(args, name) for name in _DEEP if getattr(args, name) is not None}
+    names = _SPREAD if method == "catalyzer" else _DEEP
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if "output" in options and len(options["output"]) == 1:
         options["output"] = options["output"][0]
+    if method == "catalyzer":
+        lattice = SphericalLattice.for_bits(options.get("d_out", 24), args.bits or 64)
+        return Catalyzer(**options, quantizer=lattice, random_state=args.seed)
     return DeepQuantizer(**options, quantizer=ProductQuantizer(**{"m": 4, **blocks}), random_state=args.seed)
 
 
 def _resumed(path: str) -> Any:
     model = _load(path, "Quantizer")
-    if type(model).__name__ != "DeepQuantizer" or model.training_ is None:
+    model = getattr(model, "transform_", model)  # a catalyzer is trained, and not the codec behind it
+    if getattr(model, "training_", None) is None:
         raise InvalidInputError(f"{path} holds no interrupted training: it was finished, or is not of --method "
-                                "deep. Train anew without --resume.")
+                                "deep or catalyzer. Train anew without --resume.")
     return model
 
 
@@ -361,11 +378,14 @@ def _build(args: Namespace) -> Outcome:
 def _search(args: Namespace) -> Outcome:
     if args.out:
         _output(args.out)
-    index = _load(args.index, "Index")
+    index = _load(args.index, "Index", "IdMap")
     queries = _data(args.queries, "test")[0]
+    allow = np.asarray(_array(args.allow)) if args.allow else None
     began = time.perf_counter()
-    distances, ids = index.search(queries, args.k)
+    distances, ids = index.search(queries, args.k, allow=allow)
     seconds = time.perf_counter() - began
+    if ids.dtype == object:
+        ids = np.array([[name or "" for name in row] for row in ids.tolist()])
     report = {"queries": len(ids), "k": args.k, "metric": index.metric, "seconds": round(seconds, 4)}
     text = (f"{len(ids):,} queries in {index.ntotal:,} vectors: "
             f"{1e3 * seconds / max(1, len(ids)):.3f} ms a query")

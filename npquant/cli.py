@@ -145,6 +145,13 @@ def _above_zero(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}, wanted a number above 0")
 
 
+def _from_zero(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}, wanted a number from 0")
+
+
 def _words(text: str) -> tuple[str, ...]:
     found = tuple(word.strip() for word in text.split(",") if word.strip())
     if not found or len(set(found)) < len(found):
@@ -201,6 +208,7 @@ def _parser() -> _Parser:
         "  npquant demo\n  npquant demo --data mnist --bits 16,32 --plot mnist.png", common))
     _add_train(command("train", "Learn a model that makes vectors small, and write it to a file.",
                        "  npquant train base.fvecs --method pq --m 16 -o pq.npq\n"
+                       "  npquant train sift300k.npz:learn --method catalyzer --bits 64 -o spread.npq\n"
                        "  npquant train x.npy --labels y.npy --output straight_through,ssm -o deep.npq"))
     add = command("encode", "Write the codes of vectors.",
                   "  npquant encode pq.npq base.fvecs -o codes.npy")
@@ -225,6 +233,7 @@ def _parser() -> _Parser:
                   "  npquant search base.npq queries.fvecs -k 10 -o result.npz")
     add("index", metavar="INDEX", help="what npquant build wrote")
     add("queries", metavar="QUERIES", help="vectors")
+    add("--allow", metavar="FILE", help="the ids, or a mask of the vectors, that alone may be found; default all")
     add("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
     add("-o", "--out", metavar="FILE",
         help=".npz: ids and distances; .npy, .ivecs, .ibin: ids; default: the first are printed")
@@ -267,24 +276,28 @@ def _add_demo(add: Callable[..., Any]) -> None:
 def _add_train(add: Callable[..., Any]) -> None:
     add("data", metavar="DATA", help="vectors, or labelled data")
     add("-o", "--out", metavar="FILE", help="the model, such as model.npq")
-    add("--method", choices=("deep", "pq", "opq", "kmeans"), help="deep: a network and product quantization of its "
-        "outputs (default); pq: product quantization; opq: with a learned rotation before it; kmeans: one codebook")
+    add("--method", choices=("deep", "catalyzer", "pq", "opq", "kmeans"), help="deep: a network and product "
+        "quantization of its outputs (default); catalyzer: a network that spreads vectors over a sphere, and the "
+        "lattice on it; pq: product quantization; opq: with a learned rotation before it; kmeans: one codebook")
     add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into (deep 4, pq and opq 8)")
     add("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
     add("--clusters", type=_whole(1), metavar="N", help="kmeans: how many centres (default 256)")
     add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25); opq (default 30)")
     add("--labels", metavar="FILE", help="deep: a label a vector; without labels it learns from neighbours")
     add("--loss", choices=("triplet", "contrastive", "softmax"), help="deep: default triplet")
-    add("--output", type=_words, metavar="RULE,RULE", help="deep: how training takes the coding into account: "
-        "plain, penalty, straight_through, gsl, ssm, hybrid, or a chain of them (default gsl)")
-    add("--hidden", type=_wholes, metavar="N,N", help="deep: widths of hidden layers (default 512)")
-    add("--d-out", type=_whole(1), metavar="N", help="deep: outputs of the network (default 32)")
-    add("--epochs", type=_whole(1), metavar="N", help="deep: passes over the data (default 30)")
-    add("--lr", type=_above_zero, metavar="RATE", help="deep: learning rate (default 0.002)")
-    add("--batch-size", type=_whole(2), metavar="N", help="deep: default 256")
+    add("--output", type=_words, metavar="RULE,RULE", help="how training takes the coding into account: plain, "
+        "penalty, straight_through, gsl, ssm, hybrid, or a chain of them (deep gsl, catalyzer plain)")
+    add("--bits", type=_whole(1), metavar="N", help="catalyzer: bits of a code at the most (default 64)")
+    add("--lam", type=_from_zero, metavar="WEIGHT",
+        help="catalyzer: how much evenness counts against the order of neighbours (default 0.05)")
+    add("--hidden", type=_wholes, metavar="N,N", help="widths of hidden layers (deep 512, catalyzer 1024,1024)")
+    add("--d-out", type=_whole(1), metavar="N", help="outputs of the network (deep 32, catalyzer 24)")
+    add("--epochs", type=_whole(1), metavar="N", help="passes over the data (deep 30, catalyzer 20)")
+    add("--lr", type=_above_zero, metavar="RATE", help="learning rate (deep 0.002, catalyzer 0.1)")
+    add("--batch-size", type=_whole(2), metavar="N", help="deep 256, catalyzer 64 (and two others to each)")
     add("--whiten", type=_whole(1), metavar="N", help="deep: inputs by PCA to N dimensions, softly whitened")
     add("--validation", type=_above_zero, metavar="SHARE",
-        help="deep: share of the vectors that chooses the best epoch, such as 0.1")
+        help="deep, catalyzer: share of the vectors that chooses the best epoch, such as 0.1")
     add("--patience", type=_whole(1), metavar="N", help="deep: stop after N epochs that are not better")
     add("--resume", metavar="MODEL",
-        help="deep: go on with a training that Ctrl-C interrupted (-o: the same file)")
+        help="deep, catalyzer: go on with a training that Ctrl-C interrupted (-o: the same file)")

@@ -95,6 +95,15 @@ def test_the_chain_of_pq_gives_the_ids_of_python(run, files):
     np.testing.assert_array_equal(nq.datasets.read(files / "result.ivecs"), ids)
     report = json.loads(run("search", "pq_index.npq", "queries.npy", "-k", 5, "--json")[1])
     assert report["ids"] == ids.tolist()
+    np.save(files / "allow.npy", np.arange(100, 200))
+    report = json.loads(run("search", "pq_index.npq", "queries.npy", "-k", 5, "--allow", "allow.npy", "--json")[1])
+    assert report["ids"] == index.search(DIGITS.X_test[:40], 5, allow=np.arange(100, 200)).ids.tolist()
+    named = nq.IdMap(nq.FlatIndex(pq))
+    named.add(DIGITS.X_train[:3], ["one", "two", "three"])
+    nq.save(named, files / "named.npq")
+    report = json.loads(run("search", "named.npq", "queries.npy", "-k", 4, "--json")[1])
+    wanted = named.search(DIGITS.X_test[:40], 4).ids
+    assert report["ids"] == [[name or "" for name in row] for row in wanted]
 
     assert run("encode", "pq.npq", "base.fvecs", "-o", "codes.npy")[0] == 0
     codes = nq.datasets.read(files / "codes.npy")
@@ -435,7 +444,7 @@ def test_warnings_are_lines(run):
 
 def test_info_of_files(run):
     out = run("info", "pq_index.npq")[1]
-    for word in ("FlatIndex", "ProductQuantizer", "nbits = 4", "400 x 4", "metric = 'l2'"):
+    for word in ("FlatIndex", "ProductQuantizer", "nbits = 4", "vectors = 400", "metric = 'l2'"):
         assert word in out
     assert json.loads(run("info", "deep.npq", "--json")[1])["params"]["epochs"] == 2
     assert "float32 400 x 64" in run("info", "base.fvecs")[1]
@@ -462,7 +471,7 @@ def test_warmup_compiles_every_kernel(run, monkeypatch):
     monkeypatch.setattr(_jit.Kernel, "compiled", lambda self: asked.append(self))
     names = json.loads(run("warmup", "--json")[1])["kernels"]
     assert len(names) == len(asked) == len(set(names))
-    assert {scan.adc_topk, nearest.nearest_codewords} <= set(asked)
+    assert {scan.adc_search, nearest.nearest_codewords} <= set(asked)
 
 
 def test_threads_are_set_for_the_command_alone(run, monkeypatch):

@@ -11,9 +11,13 @@ import strategies
 
 import npquant
 from npquant._base import clone
+from npquant.catalyzer import Catalyzer
 from npquant.errors import InvalidInputError, NotFittedError, NpquantError, not_fitted
 from npquant.kmeans import KMeans
+from npquant.quantizers.additive import AdditiveQuantizer, LocalSearchQuantizer
+from npquant.quantizers.lattice import SphericalLattice
 from npquant.quantizers.product import ProductQuantizer
+from npquant.quantizers.residual import GeneralizedResidualQuantizer, ResidualQuantizer
 from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransformed
 from npquant.transforms import PCA, Rotation, Standardize
 
@@ -21,7 +25,13 @@ core = pytest.mark.core
 ESTIMATORS = [KMeans(2, max_iter=5, random_state=0), PCA(1), PCA(whiten=0.5), Standardize(),
               ProductQuantizer(m=1, nbits=1, n_iter=5, random_state=0), Rotation(random_state=0),
               OptimizedProductQuantizer(m=1, nbits=1, n_iter=5, random_state=0),
-              PreTransformed(Rotation(), ProductQuantizer(m=1, nbits=1, n_iter=5), random_state=0)]
+              Catalyzer(2, (4,), epochs=1, n_positives=1, negative_rank=1, random_state=0),
+              PreTransformed(Rotation(), ProductQuantizer(m=1, nbits=1, n_iter=5), random_state=0),
+              SphericalLattice(r2=4),
+              ResidualQuantizer(m=2, nbits=1, n_iter=2, random_state=0),
+              GeneralizedResidualQuantizer(m=2, nbits=1, n_iter=1, random_state=0),
+              AdditiveQuantizer(m=2, nbits=1, n_iter=1, random_state=0),
+              LocalSearchQuantizer(m=2, nbits=1, n_iter=1, random_state=0)]
 
 try:
     import sklearn

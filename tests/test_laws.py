@@ -12,7 +12,17 @@ import strategies
 from npquant import persist
 from npquant._base import clone
 from npquant.index.flat import FlatIndex
+from npquant.index.ivf import IVFIndex
+from npquant.index.multi import InvertedMultiIndex
+from npquant.kmeans import KMeans
+from npquant.quantizers.additive import AdditiveQuantizer, LocalSearchQuantizer
+from npquant.quantizers.binary import ITQ, SignQuantizer
+from npquant.quantizers.flat import FlatQuantizer
+from npquant.quantizers.lattice import SphericalLattice
 from npquant.quantizers.product import ProductQuantizer
+from npquant.quantizers.rabitq import RaBitQuantizer
+from npquant.quantizers.residual import GeneralizedResidualQuantizer, ResidualQuantizer
+from npquant.quantizers.scalar import ScalarQuantizer
 from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransformed
 from npquant.transforms import PCA, Rotation
 
@@ -33,7 +43,26 @@ CODECS = {
     "PCA, PQ": partial(PreTransformed, PCA(6), ProductQuantizer(2, 4)),
     "whitening, rotation, PQ": partial(PreTransformed, PCA(6, whiten=0.5),
                                        PreTransformed(Rotation(random_state=1), ProductQuantizer(3, 4))),
+    "flat": FlatQuantizer,
+    "SQ int8": partial(ScalarQuantizer, "int8"),
+    "SQ int4": partial(ScalarQuantizer, "int4"),
+    "SQ float16": partial(ScalarQuantizer, "float16"),
+    "lattice": partial(SphericalLattice, r2=21),
+    "PCA, lattice": partial(PreTransformed, PCA(6), SphericalLattice(6, 9)),
     "rotation, PQ by decoding": partial(PreTransformed, Rotation(), laws.ByDecoding(2, 4)),
+    "sign": partial(SignQuantizer),
+    "sign, Hamming": partial(SignQuantizer, asymmetric=False),
+    "ITQ": partial(ITQ, 6),
+    "ITQ, Hamming": partial(ITQ, 8, asymmetric=False),
+    "RaBitQ": partial(RaBitQuantizer),
+    "residual m=3 nbits=4": partial(ResidualQuantizer, 3, 4, beam=4),
+    "residual m=2 nbits=6, greedy": partial(ResidualQuantizer, 2, 6, beam=1, n_refine=0),
+    "PCA, residual": partial(PreTransformed, PCA(6), ResidualQuantizer(2, 3)),
+    "generalized residual m=2 nbits=3": partial(GeneralizedResidualQuantizer, 2, 3, n_iter=1),
+    "generalized residual, no norm": partial(GeneralizedResidualQuantizer, 3, 4, n_iter=1, regularization=1.0,
+                                             norm="constant"),
+    "additive m=3 nbits=4": partial(AdditiveQuantizer, 3, 4, beam=4, n_iter=2),
+    "local search m=3 nbits=4": partial(LocalSearchQuantizer, 3, 4, n_iter=3, train_steps=3, encode_steps=4),
 }
 
 # A new index joins likewise: a function of a fitted codec, and the codec's name.
@@ -45,6 +74,15 @@ INDEXES = {
     "flat l2, many codes": (partial(FlatIndex, metric="l2"), "PQ m=2 nbits=8"),
     "flat l2 by decoding": (partial(FlatIndex, metric="l2"), "PQ by decoding"),
     "flat cosine by decoding": (partial(FlatIndex, metric="cosine"), "PQ by decoding"),
+    "ivf l2": (lambda codec: inverted(KMeans(6, random_state=0), codec, residual=False), "PQ m=4 nbits=4"),
+    "ivf cosine": (lambda codec: inverted(KMeans(1, random_state=0), codec, "cosine", residual=False),
+                   "PQ m=2 nbits=8"),
+    "multi-index ip": (lambda codec: inverted(InvertedMultiIndex(2, random_state=0), codec, "ip", residual=False),
+                       "PQ m=2 nbits=8"),
+    "ivf l2, residual, by decoding": (lambda codec: inverted(KMeans(5, random_state=0), codec, residual=True),
+                                      "PQ by decoding"),
+    "flat l2, lattice": (partial(FlatIndex, metric="l2"), "lattice"),
+    "flat cosine, lattice": (partial(FlatIndex, metric="cosine"), "lattice"),
 }
 
 
@@ -63,7 +101,12 @@ def data():
 
 @cache
 def fitted(name):
-    return CODECS[name](random_state=3).fit(data())
+    codec = CODECS[name]()
+    return (codec.set_params(random_state=3) if "random_state" in codec.get_params() else codec).fit(data())
+
+
+def inverted(coarse, *args, **options):
+    return IVFIndex(coarse.fit(data()), *args, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +189,11 @@ CODEC_BREAKERS = [
     breaks(laws.a_score_is_a_distance_to_the_decoded, _tables=swapped),
     breaks(laws.a_score_is_a_distance_to_the_decoded,
            _decode=lambda self, codes: np.nextafter(PQ._decode(self, codes), np.float32(9))),
+    breaks(laws.a_score_is_as_near_as_the_norm_says, score_model="stored_norm", _tables=swapped,
+           score_bound=lambda self, codes: np.zeros(len(codes)) - 1e-3),
+    breaks(laws.a_hamming_score_counts_bits, score_model="hamming"),
+    breaks(laws.an_estimate_is_within_its_bound, score_model="estimator",
+           bound=lambda self, queries, codes, metric, eps0: np.zeros((len(queries), len(codes)))),
     breaks(laws.the_batch_is_invisible, _encode=lambda self, x: PQ._encode(self, x - x.mean(axis=0))),
     breaks(laws.the_batch_is_invisible, encode=lambda self, X, metric="l2": PQ.encode(
         self, np.where(np.arange(len(X))[:, None] < 4096, X, 0) if np.ndim(X) == 2 else X, metric=metric)),
@@ -187,15 +235,15 @@ def test_broken_codec(law, broken, monkeypatch):
 
 
 class WrongOrder(FlatIndex):
-    def search(self, queries, k=10, *, threads=None):
-        distances, ids = super().search(queries, k, threads=threads)
+    def search(self, queries, k=10, **options):
+        distances, ids = super().search(queries, k, **options)
         ids[:, :2] = ids[:, 1::-1][:, :ids[:, :2].shape[1]]
         return type(super().search(queries, k))(distances, ids)
 
 
 class LooksAtTheFirst(FlatIndex):
-    def _add(self, codes, ids):
-        super()._add(codes[:4096], ids[:4096])
+    def _append(self, parts, names):
+        super()._append([(codes[:4096], lists) for codes, lists in parts], names[:4096])
 
 
 class ForgetsToPad(FlatIndex):
@@ -211,23 +259,22 @@ class PadsWithZero(FlatIndex):
 
 
 class LargerFirst(FlatIndex):
-    def _search(self, scorer, k, threads):
-        distances, ids = scorer._topk(self._held.codes, -self._held.ids, k, threads)
+    def _topk(self, x, store, live, k, threads):
+        distances, ids = self._scorer(x)._topk(store.blocks, -store.ids, live, k, threads)
         return distances, -ids
 
 
 class OnlyHides(FlatIndex):
     def remove(self, ids):
         names = np.unique(self._check_ids(ids, "ids"))
-        self._rows(names)
-        held = self._held
-        self._held = held._replace(ids=np.where(np.isin(held.ids, names), 7, held.ids))
+        slots = self._slots(self._store, names)
+        self._store.ids.reshape(-1)[slots] = 7
         return len(names)
 
 
 class RemovesWhatItKnows(FlatIndex):
     def remove(self, ids):
-        return super().remove(np.intersect1d(np.asarray(ids, object).astype(np.int64), self._held.ids))
+        return super().remove(np.intersect1d(np.asarray(ids, object).astype(np.int64), self.ids))
 
 
 class HalfRemoves(FlatIndex):
@@ -237,17 +284,46 @@ class HalfRemoves(FlatIndex):
         return len(ids)
 
 
-class AddsFirst(FlatIndex):
+class ChangesAllTheSame(FlatIndex):
     def add(self, X, ids=None):
-        names = super().add(X)
-        if ids is not None:
-            self._held.ids[-len(names):] = self._check_ids(ids, "ids")
-        return names
+        try:
+            return super().add(X, ids)
+        except ValueError:
+            self.remove(self.ids[:1])
+            raise
 
 
 class Renumbers(FlatIndex):
-    def _next_id(self):
-        return int(self._held.ids.max()) + 1 if len(self._held.ids) else 0
+    def add(self, X, ids=None):
+        self._next_id = int(self.ids.max(initial=-1)) + 1
+        return super().add(X, ids)
+
+
+class AllowsAll(FlatIndex):
+    def _asked(self, queries, allow):
+        return super()._asked(queries, None)
+
+
+class LeavesOutTheRim(FlatIndex):
+    def _within(self, x, store, live, radius, threads):
+        return super()._within(x, store, live, np.nextafter(radius, np.float32(-np.inf)), threads)
+
+
+class UpdatesTheFirst(FlatIndex):
+    def update(self, ids, X):
+        super().update(ids[:1], X[:1])
+
+
+class TakesAway(FlatIndex):
+    def merge(self, other):
+        merged = super().merge(other)
+        other.remove(other.ids[:1])
+        return merged
+
+
+class LosesOne(FlatIndex):
+    def compact(self):
+        self.remove(self.ids[:1])
 
 
 class CodesInBatches(FlatIndex):
@@ -281,17 +357,13 @@ class SeesTheLayout(FlatIndex):
 
 
 class KeepsIds(FlatIndex):
-    def _add(self, codes, ids):
-        super()._add(codes, ids)
-        self._held = self._held._replace(ids=ids)
-
-    @staticmethod
-    def _check_ids(ids, name):
-        return np.asarray(ids)
+    def add(self, X, ids=None):
+        n = len(super().add(X, ids))
+        return self._store.ids.reshape(-1)[:n]
 
 
 class SharesIds(FlatIndex):
-    ids = property(lambda self: self._held.ids)
+    ids = property(lambda self: self._store.ids.reshape(-1)[:self.ntotal])
 
 
 class NotQuiteZero(FlatIndex):
@@ -319,8 +391,8 @@ class OneAtATime(FlatIndex):
 
 
 class SeesTheCompiler(FlatIndex):
-    def _search(self, scorer, k, threads):
-        distances, ids = super()._search(scorer, k, threads)
+    def _topk(self, x, store, live, k, threads):
+        distances, ids = super()._topk(x, store, live, k, threads)
         return distances + np.float32(os.environ.get("NPQUANT_JIT") == "1"), ids
 
 
@@ -346,7 +418,10 @@ INDEX_BREAKERS = [
     (laws.missing_results_are_padded, PadsWithZero), (laws.search_is_brute_force, PadsWithZero),
     (laws.ties_go_to_the_smaller_id, LargerFirst), (laws.removed_ids_never_appear, OnlyHides),
     (laws.removing_the_unknown_changes_nothing, RemovesWhatItKnows),
-    (laws.removing_the_unknown_changes_nothing, HalfRemoves), (laws.a_bad_addition_changes_nothing, AddsFirst),
+    (laws.removing_the_unknown_changes_nothing, HalfRemoves), (laws.a_bad_addition_changes_nothing, ChangesAllTheSame),
+    (laws.only_the_allowed_are_found, AllowsAll), (laws.a_range_is_brute_force, LeavesOutTheRim),
+    (laws.an_update_replaces, UpdatesTheFirst), (laws.a_merge_is_an_addition, TakesAway),
+    (laws.compacting_is_invisible, LosesOne),
     (laws.ids_are_never_given_twice, Renumbers), (laws.additions_add_up, CodesInBatches),
     (laws.queries_do_not_see_each_other, SeesTheBatch), (laws.queries_do_not_see_each_other, SeesTheThreads),
     (laws.no_query_has_no_result, NeedsAQuery), (laws.the_form_is_invisible, SeesTheLayout),

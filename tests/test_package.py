@@ -18,7 +18,7 @@ TESTS = Path(__file__).parent
 # A module imports only from its own group and those before it.
 ORDER = [{"errors"}, {"_checks", "_base", "_formats", "_rows", "kernels"},
          {"persist", "kmeans", "transforms", "metrics", "datasets", "nn"}, {"quantizers"}, {"index"},
-         {"_supervision", "deep", "catalyzer"}, {"distributed", "plot", "_demo"}, {"_commands"}, {"cli"},
+         {"_supervision", "_training", "deep", "catalyzer"}, {"distributed", "plot", "_demo"}, {"_commands"}, {"cli"},
          {"__main__"}]
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 COMPILERS = {"numba", "llvmlite"}

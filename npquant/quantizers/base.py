@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from npquant import _checks
 from npquant._base import Estimator, Transformer
 from npquant._rows import blocks, is_stream, row_count, training_rows
-from npquant.kernels import nearest, scan
+from npquant.kernels import exact, nearest, scan
 from npquant.kernels._pool import run_blocks
 
 Float = NDArray[np.float32]
@@ -20,6 +20,7 @@ Codes = NDArray[np.uint8]
 Self = TypeVar("Self", bound="Quantizer")
 
 _ROWS = 4096  # that a thread reads, converts and codes at a time
+_DECODED = 1 << 22  # numbers that are decoded at a time, to be searched: 16 MB
 
 
 class Scorer:
@@ -27,54 +28,167 @@ class Scorer:
 
     ``l2`` gives squared distances, ``ip`` and ``cosine`` give negated inner products. ``tables`` is
     (nq, M, K) float32 such that a score is ``sum_m tables[q, m, code[m]]`` in the order of m, or ``None``
-    where the codec has none and blocks are decoded instead.
+    where a codec scores in another way.
+
+    Notes
+    -----
+    How a codec brings its own: it overrides ``Quantizer._scorer(queries, product) -> Scorer`` and returns a subclass
+    with ``_scores(codes, threads) -> (nq, n) float32`` for valid row-major codes (n, code_size), n = 0 included, and
+    with ``_codec``, the codec. That is enough to be correct; ``_topk`` and ``_within`` are overridden to be fast.
+    These two are given the arrays of an index (and must not change them):
+
+    * ``blocks`` uint8: 64 codes a block; (nb, code_size, 64) where ``columns``, else (nb, 64, code_size), so that
+      ``blocks.reshape(-1, code_size)`` are row-major codes. In places that are not live stands any code, or zeros.
+    * ``ids`` int64 (nb, 64);
+    * ``live`` uint64 (nb,): bit i says whether place i of the block is to be considered.
+
+    ``_topk(blocks, ids, live, k, threads)`` returns (scores, ids), (nq, k) each, ordered by (score, id) and padded by
+    +inf and −1. ``_within(blocks, ids, live, radius, threads)`` returns (limits int64 (nq + 1,), scores, ids): query
+    q's codes with a score ≤ ``radius[q]`` are those from limits[q] to limits[q + 1], ordered by (score, id).
+    ``columns`` is the same for all queries and for both values of ``product``: an index lays out its codes by it.
     """
 
-    def __init__(self, codec: Quantizer, queries: Float, product: bool) -> None:
-        self._codec = codec
-        self._product = product
-        self.tables = codec._tables(queries, product)
-        # Without tables they are read later, and the caller may change them before.
-        self._queries = queries if self.tables is not None else queries.copy()
+    columns = False
+    tables: Float | None = None
+    _codec: Quantizer
 
     def scores(self, codes: Codes, threads: int | None = None) -> Float:
         """Return the scores of ``codes`` (n, code_size), float32 (nq, n)."""
         return self._scores(self._codec.check_codes(codes), threads)
 
-    def _scores(self, codes: Codes, threads: int | None) -> Float:
-        if self.tables is not None:
-            return scan.scores(self.tables, codes, threads)
-        decoded = nearest.transpose(self._codec._decode(codes)[np.newaxis])
-        return nearest.tables(self._queries, decoded, self._product, threads)[:, 0]
-
     def topk(self, codes: Codes, ids: NDArray[np.int64], k: int,
              threads: int | None = None) -> tuple[Float, NDArray[np.int64]]:
         """Return the k ≤ n best (scores, ids) of ``codes``, (nq, k) each, ordered by (score, id)."""
-        names = np.ascontiguousarray(ids, dtype=np.int64)
+        names = np.asarray(ids, dtype=np.int64)
         _checks.length(names, len(codes), "ids", "codes")
-        return self._topk(self._codec.check_codes(codes), names, _checks.integer(k, "k", high=len(codes)), threads)
+        codes = self._codec.check_codes(codes)
+        k = _checks.integer(k, "k", high=len(codes))
+        padded = np.full(-(-len(codes) // 64) * 64, -1, np.int64)
+        padded[:len(codes)] = names
+        return self._topk(in_blocks(codes, self.columns), padded.reshape(-1, 64), first_bits(len(codes)), k, threads)
 
-    def _topk(self, codes: Codes, ids: NDArray[np.int64], k: int,
+    def _scores(self, codes: Codes, threads: int | None) -> Float:
+        raise NotImplementedError
+
+    def _topk(self, blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64], k: int,
               threads: int | None) -> tuple[Float, NDArray[np.int64]]:
-        if self.tables is not None:
-            return scan.topk(self.tables, codes, ids, k, threads)
-        nq = len(self._queries)
-        best: list[tuple[Float, NDArray[np.int64]]] = [(np.empty(0, np.float32), np.empty(0, np.int64))] * nq
-        for start in range(0, len(codes), 4096):
-            rows = slice(start, start + 4096)
-            scores = self._scores(codes[rows], threads)
-            for q, (kept, names) in enumerate(best):
-                best[q] = scan.smallest(np.concatenate([kept, scores[q]]), np.concatenate([names, ids[rows]]), k)
-        return (np.stack([kept for kept, _ in best]) if nq else np.empty((0, k), np.float32),
-                np.stack([names for _, names in best]) if nq else np.empty((0, k), np.int64))
+        best: Float | None = None
+        found = np.empty((0, k), np.int64)
+        for codes, names in _live_rows(blocks, ids, live):
+            scores = self._scores(codes, threads)
+            if best is None:
+                best, found = np.full((len(scores), k), np.inf, np.float32), np.full((len(scores), k), -1, np.int64)
+            for q in np.flatnonzero((scores <= best[:, -1:]).any(axis=1)):
+                near = np.flatnonzero(scores[q] <= best[q, -1])
+                held = found[q] >= 0
+                kept = scan.smallest(np.concatenate([best[q, held], scores[q, near]]),
+                                     np.concatenate([found[q, held], names[near]]), k)
+                best[q, :len(kept[0])], found[q, :len(kept[0])] = kept
+        if best is None:
+            nq = len(self._scores(np.empty((0, blocks.shape[2]), np.uint8), threads))
+            return np.full((nq, k), np.inf, np.float32), np.full((nq, k), -1, np.int64)
+        return best, found
+
+    def _within(self, blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64], radius: Float,
+                threads: int | None) -> tuple[NDArray[np.int64], Float, NDArray[np.int64]]:
+        rows, scores, found = [np.empty(0, np.intp)], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+        for codes, names in _live_rows(blocks, ids, live):
+            every = self._scores(codes, threads)
+            q, near = np.nonzero(every <= radius[:, None])
+            rows.append(q)
+            scores.append(every[q, near])
+            found.append(names[near])
+        row, score, name = np.concatenate(rows), np.concatenate(scores), np.concatenate(found)
+        order = np.lexsort((name, score, row))
+        return np.searchsorted(row[order], np.arange(len(radius) + 1)).astype(np.int64), score[order], name[order]
+
+
+class TableScorer(Scorer):
+    """Scores by look-up tables: the scan engine, over transposed blocks."""
+
+    columns = True
+
+    def __init__(self, codec: Quantizer, tables: Float) -> None:
+        self._codec = codec
+        self.tables: Float = tables
+
+    def _scores(self, codes: Codes, threads: int | None) -> Float:
+        return scan.scores(self.tables, codes, threads)
+
+    def _topk(self, blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64], k: int,
+              threads: int | None) -> tuple[Float, NDArray[np.int64]]:
+        return scan.topk(self.tables, blocks, ids, live, k, threads)
+
+    def _within(self, blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64], radius: Float,
+                threads: int | None) -> tuple[NDArray[np.int64], Float, NDArray[np.int64]]:
+        return scan.within(self.tables, blocks, ids, live, radius, threads)
+
+
+class DecodingScorer(Scorer):
+    """Scores by decoding: the distances to ``decode(codes)``, or the negated inner products with it."""
+
+    def __init__(self, codec: Quantizer, queries: Float, product: bool) -> None:
+        self._codec = codec
+        self._product = product
+        self._queries = queries.copy()  # they are read later, and the caller may change them before
+
+    def _scores(self, codes: Codes, threads: int | None) -> Float:
+        decoded = nearest.transpose(self._codec._decode(codes)[np.newaxis])
+        return nearest.tables(self._queries, decoded, self._product, threads)[:, 0]
+
+    def _topk(self, blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64], k: int,
+              threads: int | None) -> tuple[Float, NDArray[np.int64]]:
+        best = exact.Selector(self._queries, self._product, k, threads)
+        for codes, names in _live_rows(blocks, ids, live, max(_ROWS, _DECODED // max(1, self._queries.shape[1]))):
+            best.update(self._codec._decode(codes), names)
+        scores, found = best.result()
+        found[(found < 0) & (scores < np.inf)] = 2**63 - 1  # to the selector, the largest id is nobody's
+        return scores, found
+
+
+def in_blocks(codes: Codes, columns: bool) -> Codes:
+    """Return ``codes`` (n, s) as blocks of 64, padded by zeros: (nb, s, 64) where ``columns``, else (nb, 64, s)."""
+    if columns:
+        return scan.to_blocks(codes)
+    n, s = codes.shape
+    blocks = np.zeros((-(-n // 64), 64, s), np.uint8)
+    blocks.reshape(-1, s)[:n] = codes
+    return blocks
+
+
+def first_bits(n: int) -> NDArray[np.uint64]:
+    """Return a mask (ceil(n / 64),) uint64 of which the first ``n`` bits are set."""
+    bits = np.full(-(-n // 64), 2**64 - 1, np.uint64)
+    if n % 64:
+        bits[-1] = 2**(n % 64) - 1
+    return bits
+
+
+def _live_rows(blocks: Codes, ids: NDArray[np.int64], live: NDArray[np.uint64],
+               rows: int = _ROWS) -> Iterator[tuple[Codes, NDArray[np.int64]]]:
+    """Yield (codes, ids) of the live places of row-major blocks, so many rows at a time; none without a live one."""
+    for start in range(0, len(blocks), rows // 64):
+        part = slice(start, start + rows // 64)
+        codes, names = blocks[part].reshape(-1, blocks.shape[2]), ids[part].reshape(-1)
+        if (live[part] != np.uint64(2**64 - 1)).any():
+            places = places_of(live[part])
+            codes, names = codes[places], names[places]
+        if len(codes):
+            yield codes, names
+
+
+def places_of(bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the numbers of the bits that are set in ``bits`` (nb,) uint64, ascending."""
+    return np.flatnonzero(np.unpackbits(bits.astype("<u8", copy=False).view(np.uint8), bitorder="little"))
 
 
 class Quantizer(Transformer):
     """Base of all codecs: public methods validate, then call the private hooks of the subclass.
 
     A subclass writes ``_fit(x)``, ``_encode(x)``, ``_decode(codes)``, ``code_size``, and where it can
-    ``_tables(queries, product)``, ``_nearest``, ``_nearby`` and ``_refine``; it declares its score model
-    (``decoded``, ``stored_norm``, ``hamming`` or ``estimator``).
+    ``_tables(queries, product)``, ``_nearest``, ``_nearby`` and ``_refine``; or ``_scorer(queries, product)``, where a
+    score is neither a sum of tables nor a distance to the decoded; it declares its score model (``decoded``,
+    ``stored_norm``, ``hamming`` or ``estimator``).
     """
 
     score_model = "decoded"
@@ -187,8 +301,12 @@ class Quantizer(Transformer):
 
         For ``cosine`` the queries are normalised here; the codes are expected to be of normalised vectors.
         """
-        codec, x = self._scored(self._embedded(queries, "queries", metric))
-        return Scorer(codec, x, metric != "l2")
+        return self._scorer_by(self._vectors(queries, "queries"), _checks.metric(metric))
+
+    def _scorer_by(self, queries: Float, metric: str) -> Scorer:
+        x = self._embed(queries)
+        codec, x = self._scored(normalized(x) if metric == "cosine" else x)
+        return codec._scorer(x, metric != "l2")
 
     def symmetric_scorer(self, codes: Any, metric: str = "l2") -> Scorer:
         """Return the :class:`Scorer` of the vectors that ``codes`` (nq, code_size) stand for.
@@ -232,6 +350,9 @@ class Quantizer(Transformer):
 
     def check_codes(self, codes: Any) -> Codes:
         """Return ``codes`` if they are codes of this codec.
+
+        One that does not take all bytes must refuse a code of 255 everywhere: an index asks for it, and where that is a
+        code, it believes a mapped file without reading it.
 
         Raises
         ------
@@ -284,11 +405,20 @@ class Quantizer(Transformer):
     def _tables(self, queries: Float, product: bool) -> Float | None:
         return None
 
+    def _scorer(self, queries: Float, product: bool) -> Scorer:
+        """Return the scorer of ``queries``, which are in the space of the decoded vectors; see :class:`Scorer`."""
+        tables = self._tables(queries, product)
+        return DecodingScorer(self, queries, product) if tables is None else TableScorer(self, tables)
+
     def _nearest(self, x: Float) -> Float:
         return self._decode(self._encode(x))
 
     def _nearby(self, x: Float, k: int) -> Float:
         return self._nearest(x)[:, None, None, :]
+
+    def _in_place(self, codes: Codes) -> tuple[NDArray[Any], tuple[Float, Float] | None] | None:
+        """Return what ``kernels.rerank`` can read of ``codes`` without their being decoded, or ``None``."""
+        return None
 
     def _refine(self, x: Float, n_iter: int) -> None:
         self._fit(x)
