@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant import _checks, metrics
+from npquant._training import OUTPUTS
 from npquant.datasets import Labelled
-from npquant.deep import OUTPUTS, DeepQuantizer
+from npquant.deep import DeepQuantizer
 from npquant.errors import InvalidInputError, NpquantWarning
 from npquant.quantizers.base import Codes, Quantizer
 from npquant.quantizers.product import ProductQuantizer

@@ -176,10 +176,7 @@ class Neighbours(Similarity):
         """The k nearest other rows of each row, (n, k)."""
         if self._near is None:
             found = metrics.exact_neighbors(self.x, self.x, self.k + 1, threads=self.threads)[1]
-            # A row is its own nearest, save among duplicates: then it may stand anywhere or be crowded out.
-            own = found == np.arange(len(found))[:, None]
-            own[~own.any(axis=1), -1] = True
-            self._near = found[~own].reshape(len(found), self.k)
+            self._near = others(found, np.arange(len(found)))
         return self._near
 
     def batches(self, how: Sampling, rng: np.random.Generator) -> Iterator[Batch]:
@@ -284,6 +281,14 @@ class Explicit(Similarity):
             return float(metrics.average_precision(distances[None], self.tuples[None, :, 2] > 0)[0])
         near, far = distances.T
         return float(np.mean((near < far) + 0.5 * (near == far)))
+
+
+def others(found: Rows, own: Rows) -> Rows:
+    """Return k neighbours of each row out of k + 1 ``found`` (n, k + 1), without the row itself, ``own`` (n,)."""
+    # A row is its own nearest, save among duplicates: then it may stand anywhere or be crowded out.
+    mine = found == own[:, None]
+    mine[~mine.any(axis=1), -1] = True
+    return found[~mine].reshape(len(found), -1)
 
 
 def read(X: Array, y: Any, pairs: Any, triplets: Any, n_neighbors: int, threads: int | None) -> Similarity:

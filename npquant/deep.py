@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 import warnings
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npquant import _checks, _supervision, nn
+from npquant import _checks, _supervision, _training, nn
 from npquant._base import clone
-from npquant.errors import DivergedError, InvalidInputError, NotInvertibleError, NpquantWarning
+from npquant.errors import InvalidInputError, NotInvertibleError, NpquantWarning
 from npquant.index.flat import FlatIndex
 from npquant.kernels._pool import one_blas_thread
 from npquant.nn import output as rules
@@ -25,28 +22,12 @@ from npquant.quantizers.base import Codes, Float, Quantizer
 from npquant.quantizers.product import ProductQuantizer
 from npquant.transforms import PCA, Standardize
 
-log = logging.getLogger("npquant")
-
 _LARGEST_OUTPUT = 1e12  # beyond, squared distances lose what they are compared for
 
 # Floating-point operations of a forward pass below which a second thread of the BLAS costs more than it does.
 _SMALL_STEP = 5e8
 
 LOSSES: dict[str, Callable[[], Any]] = {"triplet": nn.Triplet, "contrastive": nn.Contrastive, "softmax": nn.Softmax}
-OUTPUTS: dict[str, Callable[[], rules.OutputTransform]] = {
-    "plain": rules.OutputTransform,
-    "penalty": rules.quantization_penalty,
-    "straight_through": rules.straight_through,
-    "gsl": rules.gradient_snapping,
-    "ssm": rules.space_shuttle,
-    "hybrid": lambda: rules.space_shuttle(emit="gradient"),
-}
-SCHEDULES: dict[str, Callable[[], Any]] = {"cosine": nn.Cosine, "constant": nn.Constant,
-                                           "steps": partial(nn.Steps, (0.5, 0.75), (1.0, 0.1, 0.01))}
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "adam": partial(nn.Adam, betas=(0.9, 0.99)),
-    "sgd": partial(nn.SGD, momentum=0.9),
-}
 
 
 class DeepQuantizer(Quantizer):
@@ -297,24 +278,21 @@ class DeepQuantizer(Quantizer):
         return self.quantizer_._nearby(x, k)
 
 
-class _Trainer:
+class _Trainer(_training.Training):
     """One training: what follows from the parameters and the data, and a state that an epoch begins from."""
 
     def __init__(self, model: DeepQuantizer, X: Any, x: Float, y: Any, pairs: Any, triplets: Any,
                  saved: dict[str, Any] | None) -> None:
         self.model, self.X = model, X
-        self.epochs = _checks.integer(model.epochs, "epochs")
-        self.warmup = _checks.number(model.warmup, "warmup", high=1.0)
-        self.ramp = _checks.number(model.ramp, "ramp", high=1.0)
-        self.loss = _named(model.loss, "loss", LOSSES)
-        self.rule = make_rule(model.output)
-        self.schedule = _named("cosine" if model.schedule is None else model.schedule, "schedule", SCHEDULES)
-        self.hidden = _widths(model.hidden)
-        if model.callback is not None and not callable(model.callback):
-            raise InvalidInputError(f"callback is {model.callback!r}, wanted a function of one argument.")
-        lr, decay = _checks.number(model.lr, "lr", above=True), _checks.number(model.weight_decay, "weight_decay")
-        self.optimizer = _named(model.optimizer, "optimizer",
-                                {name: partial(make, lr, weight_decay=decay) for name, make in OPTIMIZERS.items()})
+        self.epochs = self.total = _checks.integer(model.epochs, "epochs")
+        self._check_pull()
+        self.loss = _training.named(model.loss, "loss", LOSSES)
+        self.rule = _training.make_rule(model.output)
+        self.schedule = _training.named("cosine" if model.schedule is None else model.schedule, "schedule",
+                                        _training.SCHEDULES)
+        self.hidden = _training.widths(model.hidden)
+        self._check_callback()
+        self.optimizer = _training.optimizer(model, _checks.number(model.weight_decay, "weight_decay"))
         self.sampling = _supervision.Sampling(
             _checks.integer(model.batch_size, "batch_size", 2), _checks.integer(model.per_class, "per_class", 2),
             _checks.choice(model.mining, "mining", nn.samplers.MINING), _checks.integer(model.positives, "positives"))
@@ -333,33 +311,13 @@ class _Trainer:
         self.z = self.input.transform(x[self.rows])
         self.z_held = self.input.transform(self.x_held) if self.validation is not None else None
         quantizer = ProductQuantizer(m=4) if model.quantizer is None else model.quantizer
-        if not isinstance(quantizer, Quantizer):
-            raise InvalidInputError(f"quantizer is {quantizer!r}, wanted a codec such as ProductQuantizer(m=4).")
-        self.codec: Quantizer = clone(quantizer)
+        self.codec = _training.seeded_codec(quantizer, int(codec.integers(2**31)), model.threads)
         if model.codebooks == "average" and not hasattr(self.codec, "average"):
             raise InvalidInputError(f"codebooks='average' needs a codec that has it, and {quantizer!r} has not: use "
                                     "codebooks='refit'.")
-        drawn = {"random_state": int(codec.integers(2**31)), "threads": model.threads}
-        for name, value in drawn.items():
-            given = getattr(self.codec, name, None)
-            # A Generator goes on from fit to fit; trained in turns and resumed, a codec must begin anew each time.
-            if name in self.codec._param_names() and (given is None or isinstance(given, np.random.Generator)):
-                self.codec.set_params(**{name: value})
-        about = self._digest(x, y, pairs, triplets)
-        if saved is not None and saved["about"] != about:
-            changed = ", ".join(name for name in about if saved["about"].get(name) != about[name])
-            raise InvalidInputError(f"The interrupted training cannot go on with another {changed}: resume with what "
-                                    "it was begun with, or fit anew.")
-        self.state = copy.deepcopy(saved) if saved is not None else self._begin(seed, about, start, batches)
+        about = self._about(self.codec, X=x, y=y, pairs=pairs, triplets=triplets)
+        self.state = self._go_on(saved, about) if saved is not None else self._begin(seed, about, start, batches)
         self._try_codec()
-
-    def _digest(self, x: Float, y: Any, pairs: Any, triplets: Any) -> dict[str, Any]:
-        """Return what a resumed training must have in common with its beginning."""
-        model = self.model
-        params = {name: repr(value) for name, value in model.get_params(deep=False).items()
-                  if name not in (*model._runtime_params, "random_state", "validation", "quantizer")}
-        arrays = {"X": x, "y": y, "pairs": pairs, "triplets": triplets}
-        return {**params, "quantizer": repr(self.codec), **{name: _checksum(array) for name, array in arrays.items()}}
 
     def _read_data(self, x: Float, y: Any, pairs: Any, triplets: Any, rng: np.random.Generator) -> None:
         """Set the supervision and the rows of training, and what is held out."""
@@ -414,29 +372,8 @@ class _Trainer:
         """Fit the codec to a few outputs now: what does not fit is told before the training, not after a third."""
         clone(self.codec).fit(self.state["network"].predict(self.z[:4096]))
 
-    def run(self) -> None:
-        """Train to the end and set the model's attributes; on an interruption leave it usable and resumable."""
-        bar = _bar(self.epochs, self.state["epoch"]) if self.model.progress else None
-        try:
-            while self.state["epoch"] < self.epochs and not self._no_better():
-                before = copy.deepcopy(self.state)
-                try:
-                    figures = self._epoch()
-                except BaseException:
-                    self.state = before
-                    raise
-                log.info("epoch %(epoch)d: loss %(loss).5g, distortion %(distortion)s, validation %(validation)s",
-                         figures)
-                if bar is not None:
-                    bar.set_postfix({key: f"{figures[key]:.4g}" for key in ("loss", "distortion", "validation")
-                                     if figures[key] is not None})
-                    bar.update()
-                if self.model.callback is not None and self.model.callback(dict(figures)):
-                    break
-        finally:
-            if bar is not None:
-                bar.close()
-            self._finish()
+    def _over(self) -> bool:
+        return bool(self.state["epoch"] == self.epochs) or self._no_better()
 
     def _epoch(self) -> dict[str, Any]:
         state, began = self.state, time.perf_counter()
@@ -450,7 +387,7 @@ class _Trainer:
         with one_blas_thread() if small else nullcontext():
             for number, batch in enumerate(batches):
                 progress = (epoch + number / len(batches)) / self.epochs
-                rate, ramp = self.optimizer.lr * self.schedule(progress), self._ramp(progress)
+                rate, ramp = self.optimizer.lr * self.schedule(progress), self._strength(progress)
                 losses.append(self._step(batch, rate, ramp, mask, grads))
         state["epoch"] = epoch + 1
         figures = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": rate, "ramp": ramp, "distortion": None,
@@ -485,9 +422,7 @@ class _Trainer:
         if self.model.normalize:
             dy = rules.tangent(dy, y)
         dy, state["rule"] = self.rule.update(dy, state["rule"], y=y, rows=batch.rows, codewords=codewords)
-        finite = {"output": np.isfinite(y).all(), "loss": np.isfinite(value), "gradient": np.isfinite(dy).all()}
-        if not all(finite.values()):
-            raise self._diverged(next(name for name, good in finite.items() if not good))
+        self._check_finite(y, value, dy)
         scale = np.float32(1 / len(batch.rows))
         network.backward(dy * scale, cache, need_dx=False, out=grads)
         state["optimizer"] = self.optimizer.update(network.parameters, grads, state["optimizer"], rate, mask)
@@ -498,17 +433,6 @@ class _Trainer:
         if self.model.codebooks == "average" and state["codec"] is not None:
             state["codec"].average(y, 0.99)
         return value
-
-    def _diverged(self, what: str) -> DivergedError:
-        return DivergedError(
-            f"In epoch {self.state['epoch']} the network's {what} is not finite, or too large to be coded. Lower "
-            f"lr = {self.optimizer.lr:g}, or the strength of output={self.model.output!r}, or set normalize=True. The "
-            "model is left as it was at the end of the epoch before.")
-
-    def _ramp(self, progress: float) -> float:
-        if progress < self.warmup:
-            return 0.0
-        return min(1.0, (progress - self.warmup) / self.ramp) if self.ramp > 0 else 1.0
 
     def _refit(self, outputs: Float, figures: dict[str, Any]) -> None:
         """Bring the codebooks to the present outputs of all training rows, and measure."""
@@ -550,54 +474,5 @@ class _Trainer:
         model._remember_features(self.X, self.input.n_features_in_)
         model.network_, model.input_, model.quantizer_ = network, self.input, codec
         model.history_ = [dict(figures) for figures in state["history"]]
-        if state["epoch"] == self.epochs or self._no_better():
+        if self._over():
             model.training_ = None
-
-
-def make_rule(output: Any) -> rules.OutputTransform:
-    """Return the output rule that ``output`` names, is, or chains.
-
-    Raises
-    ------
-    InvalidInputError
-    """
-    if isinstance(output, (tuple, list)):
-        return rules.chain(*map(make_rule, output))
-    if isinstance(output, rules.OutputTransform):
-        return output
-    _checks.choice(output, "output", tuple(OUTPUTS))
-    return OUTPUTS[output]()
-
-
-def _checksum(array: Any) -> str | None:
-    if array is None:
-        return None
-    plain = np.ascontiguousarray(array)
-    plain = plain.astype(str) if plain.dtype == object else plain
-    return f"{plain.shape} {plain.dtype.str} {zlib.crc32(plain.tobytes()):08x}"
-
-
-def _widths(hidden: Any) -> tuple[int, ...]:
-    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-        raise InvalidInputError(f"hidden is {hidden!r}, wanted a sequence of widths, such as (512,).")
-    return tuple(_checks.integer(width, "hidden") for width in hidden)
-
-
-def _named(value: Any, name: str, known: Mapping[str, Callable[[], Any]]) -> Any:
-    """Return what a word stands for, or the value itself if it is of that kind."""
-    if isinstance(value, str):
-        return known[_checks.choice(value, name, tuple(known))]()
-    kinds = tuple(type(make()) for make in known.values())
-    if not isinstance(value, kinds):
-        raise InvalidInputError(f"{name} is {value!r}, wanted one of {', '.join(map(repr, known))} or an object of "
-                                f"npquant.nn: {', '.join(kind.__name__ for kind in kinds)}.")
-    return value
-
-
-def _bar(total: int, done: int) -> Any:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        raise InvalidInputError("progress=True needs tqdm: pip install 'npquant[progress]', or leave it out and "
-                                "use callback.") from None
-    return tqdm(total=total, initial=done, desc="training", unit="epoch")

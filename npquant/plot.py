@@ -14,7 +14,7 @@ from npquant.errors import InvalidInputError
 # Okabe & Ito's colours, which stay apart for colour-blind eyes.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 _CURVES = (("loss", "loss of an epoch"), ("distortion", "distortion\n(share of the variance lost)"),
-           ("validation", "validation (MAP by codes)"))
+           ("validation", "validation (by codes)"))
 
 
 def training_curves(history: Any) -> Any:
@@ -22,7 +22,7 @@ def training_curves(history: Any) -> Any:
 
     Parameters
     ----------
-    history : DeepQuantizer, list of dict, or mapping of str to either
+    history : DeepQuantizer, Catalyzer, list of dict, or mapping of str to either
         A trained model or its ``history_``; a mapping draws several, under its names. Figures that do not
         exist yet (``None``) are left out, and so is a panel without any.
 
@@ -95,6 +95,51 @@ def comparison(result: Mapping[str, Any]) -> Any:
         named = {row["rule"]: row["history"] for row in rows if row["bits"] == b and row["history"]}
         _curves(axes, named, key, title, colour)
         axes.set_title(f"training at {b} bits", fontsize="medium")
+    return figure
+
+
+def spreading(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a figure of what the weight λ of a :class:`Catalyzer` trades: evenness, ranks, and recall by codes.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        One for each λ: ``lam``; ``koleo``, L_KoLeo of the outputs of held-out vectors; ``kept``, the share of their 10
+        nearest neighbours that are still among the 10 nearest outputs; ``recall``, a mapping of the name of a codec to
+        its recall@10.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Left: evenness (−L_KoLeo) against ``kept``, a point a λ. Right: ``recall`` by λ.
+
+    Raises
+    ------
+    InvalidInputError
+        There are no rows, or matplotlib is not installed.
+    """
+    if not rows:
+        raise InvalidInputError("rows is empty: give one for each lambda.")
+    ordered = sorted(rows, key=lambda row: row["lam"])
+    figure = _figure(9.6, 3.8)
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    evenness = [-row["koleo"] for row in ordered]
+    left.plot(evenness, [row["kept"] for row in ordered], color=_COLOURS[0], marker="o", markersize=4, linewidth=1.2)
+    for row, x in zip(ordered, evenness):
+        left.annotate(f"{row['lam']:g}", (x, row["kept"]), xytext=(4, 4), textcoords="offset points", fontsize="small")
+    left.set_xlabel("evenness of the outputs (−L_KoLeo)")
+    left.set_ylabel("share of 10 neighbours kept, by floats")
+    left.set_title("a point for each weight λ", fontsize="medium")
+    places = range(len(ordered))
+    for i, name in enumerate(dict.fromkeys(name for row in ordered for name in row["recall"])):
+        points = [(place, row["recall"][name]) for place, row in zip(places, ordered) if name in row["recall"]]
+        right.plot(*zip(*points), label=name, color=_COLOURS[i % len(_COLOURS)], marker="o", markersize=4)
+    right.set_xticks(list(places), [f"{row['lam']:g}" for row in ordered])
+    right.set_xlabel("weight λ")
+    right.set_ylabel("recall@10 by codes")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        _plain(axes)
     return figure
 
 

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -102,6 +102,105 @@ def test_straight_through_adds_the_gradient_of_other(seed):
         assert_allclose(dy, central_differences(energy, y) + central_differences(energy, other), atol=1e-5)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@few
+@given(seed=seeds, n=st.integers(1, 12), count=st.integers(0, 40), straight=st.booleans(), weighted=st.booleans())
+def test_rank_triplets_are_triplets_without_a_gap(dtype, seed, n, count, straight, weighted):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=(n, 4)).astype(dtype)
+    other = rng.normal(size=(n, 4)).astype(dtype) if straight else None
+    target = random_triplets(rng, n, count, weighted)
+    value, dy = nn.RankTriplet().value_and_grad(y, target, other)
+    wanted, slope = nn.Triplet(gap=0).value_and_grad(y, target, other)
+    tolerance = 1e-4 if dtype == np.float32 else 1e-10
+    assert dy.dtype == dtype
+    assert_allclose(value, wanted, rtol=tolerance, atol=tolerance)
+    # A positive that is the negative is no order at all: its term is 0 either way, its slopes cancel or are left out.
+    assert_allclose(dy, slope, rtol=tolerance, atol=10 * tolerance)
+
+
+@few
+@given(seed=seeds)
+def test_gradient_of_rank_triplets(seed):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=(7, 3))
+    members = rng.permuted(np.tile(np.arange(7), (15, 1)), axis=1)[:, :3]
+    apart = nn.distances(y)
+    terms = apart[members[:, 0], members[:, 1]] - apart[members[:, 0], members[:, 2]]
+    target = nn.Triplets(*members[np.abs(terms) > 1e-3].T)  # none near its kink
+    loss = nn.RankTriplet()
+    _, dy = loss.value_and_grad(y, target)
+    assert_allclose(dy, central_differences(lambda: len(y) * loss.value_and_grad(y, target)[0], y), atol=1e-5)
+
+
+def sphere(rng, n, d, dtype=np.float64):
+    y = rng.normal(size=(n, d))
+    return (y / np.linalg.norm(y, axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@few
+@given(seed=seeds, n=st.integers(2, 30), d=st.integers(2, 8))
+def test_koleo_by_hand(dtype, seed, n, d):
+    y = sphere(np.random.default_rng(seed), n, d, dtype)
+    wide = y.astype(float)
+    apart = np.linalg.norm(wide[:, None] - wide, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    value, dy = nn.KoLeo().value_and_grad(y)
+    assert_allclose(value, -np.log(n * apart.min(axis=1)).mean(), rtol=1e-3, atol=1e-3 if dtype == np.float32 else 1e-9)
+    assert dy.dtype == dtype
+    # Each row is pushed away from its nearest, and that one away from it: nothing is pushed as a whole.
+    assert_allclose(dy.sum(axis=0), 0, atol=1e-4 * max(1, np.abs(dy).sum()))
+
+
+@few
+@given(seed=seeds, n=st.integers(2, 9))
+def test_gradient_of_koleo_at_both_ends(seed, n):
+    y = sphere(np.random.default_rng(seed), n, 3)
+    products = y @ y.T
+    np.fill_diagonal(products, -np.inf)
+    best = np.sort(products, axis=1)
+    assume(n == 2 or (best[:, -1] - best[:, -2]).min() > 1e-4)  # the nearest stays the nearest
+    assume(best[:, -1].max() < 1 - 1e-4)
+    _, dy = nn.KoLeo().value_and_grad(y)
+    numeric = central_differences(lambda: n * nn.KoLeo().value_and_grad(y)[0], y)
+    assert_allclose(dy, numeric, rtol=1e-4, atol=1e-4)
+
+
+@few
+@given(seed=seeds)
+def test_koleo_turns_with_its_rows(seed):
+    rng = np.random.default_rng(seed)
+    y, rotation = sphere(rng, 20, 5), np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    value, dy = nn.KoLeo().value_and_grad(y)
+    turned, slope = nn.KoLeo().value_and_grad(y @ rotation)
+    assert_allclose(turned, value, rtol=1e-9)
+    assert_allclose(slope, dy @ rotation, atol=1e-8 * np.abs(dy).max())
+
+
+def test_a_step_against_koleo_spreads():
+    y = sphere(np.random.default_rng(0), 40, 6)
+    before, dy = nn.KoLeo().value_and_grad(y)
+    step = y - 1e-4 * dy
+    assert nn.KoLeo().value_and_grad(step / np.linalg.norm(step, axis=1, keepdims=True))[0] < before
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_collapsed_rows_have_finite_gradients(dtype):
+    one = sphere(np.random.default_rng(0), 1, 5, dtype)
+    for y in (np.repeat(one, 4, axis=0), np.zeros((3, 5), dtype), one + np.arange(4)[:, None].astype(dtype) * 1e-7):
+        value, dy = nn.KoLeo().value_and_grad(y.astype(dtype))
+        assert np.isfinite(value)
+        assert np.abs(dy).max() <= 4e6
+    value, dy = nn.KoLeo().value_and_grad(np.repeat(one, 4, axis=0))
+    assert value == pytest.approx(-np.log(4e-6))
+    assert_array_equal(dy, 0)
+    assert nn.KoLeo().value_and_grad(one) == (0.0, pytest.approx(np.zeros((1, 5))))
+
+
 @few
 @given(seed=seeds, gap=st.sampled_from([0.1, 1.0, 20.0]))
 def test_gradient_of_contrastive(seed, gap):
@@ -184,7 +283,8 @@ def test_distances_do_not_cancel(dtype):
     assert_array_equal(np.diag(nn.distances(y)), 0)
 
 
-@pytest.mark.parametrize("loss", [nn.Triplet(0.5), nn.Contrastive(2.0), nn.Softmax()])
+@pytest.mark.parametrize("loss", [nn.Triplet(0.5), nn.RankTriplet(), nn.KoLeo(1e-5), nn.Contrastive(2.0),
+                                  nn.Softmax()])
 def test_losses_are_json(loss):
     assert type(loss)(**json.loads(json.dumps(dataclasses.asdict(loss)))) == loss
 
@@ -192,6 +292,8 @@ def test_losses_are_json(loss):
 def test_a_wrong_gap_is_told():
     with pytest.raises(InvalidInputError, match="gap is -1"):
         nn.Triplet(-1)
+    with pytest.raises(InvalidInputError, match="eps is 0, wanted above 0"):
+        nn.KoLeo(0)
 
 
 @pytest.mark.skipif(not have_numba(), reason="nothing to compare: numba is missing")

@@ -9,8 +9,10 @@ from npquant.nn.layers import ReLU as ReLU
 from npquant.nn.layers import Sequential as Sequential
 from npquant.nn.layers import mlp as mlp
 from npquant.nn.losses import Contrastive as Contrastive
+from npquant.nn.losses import KoLeo as KoLeo
 from npquant.nn.losses import Loss as Loss
 from npquant.nn.losses import Pairs as Pairs
+from npquant.nn.losses import RankTriplet as RankTriplet
 from npquant.nn.losses import Softmax as Softmax
 from npquant.nn.losses import Triplet as Triplet
 from npquant.nn.losses import Triplets as Triplets

@@ -90,6 +90,88 @@ class Triplet:
 
 
 @dataclass(frozen=True)
+class RankTriplet:
+    """max(0, ‖y − y⁺‖ − ‖y − y⁻‖): order without a margin (Sablayrolles et al., arXiv 1806.03198, section 3.1).
+
+    It is ``Triplet(gap=0)`` at the cost T d for T triplets, each by itself, where that takes all the B² d distances
+    of a batch: for batches in which a row stands in few of them. What coincides has the gradient 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = np.array([[0., 0.], [2., 0.], [0., 1.]])
+    >>> value, dy = RankTriplet().value_and_grad(y, Triplets(*np.array([[0], [1], [2]])))
+    >>> value * 3, dy.tolist()
+    (1.0, [[-1.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
+    """
+
+    def value_and_grad(self, y: Array, target: Triplets, other: Array | None = None) -> tuple[float, Array]:
+        """Return E / B and ∂E/∂y (B, d), see the module; ``target`` holds row numbers of y."""
+        others = y if other is None else other
+        anchor, positive, negative, weight = target
+        to_positive, near = _between(y[anchor], others[positive])
+        to_negative, far = _between(y[anchor], others[negative])
+        terms = near - far
+        slope = (terms > 0).astype(y.dtype) if weight is None else np.where(terms > 0, weight, 0).astype(y.dtype)
+        to_positive *= (slope / np.where(near > 0, near, 1))[:, np.newaxis]
+        to_negative *= (slope / np.where(far > 0, far, 1))[:, np.newaxis]
+        dy = np.zeros_like(y)
+        np.add.at(dy, anchor, to_positive - to_negative)
+        np.subtract.at(dy, positive, to_positive)
+        np.add.at(dy, negative, to_negative)
+        return float(np.dot(slope.astype(np.float64), terms)) / max(len(y), 1), dy
+
+
+@dataclass(frozen=True)
+class KoLeo:
+    """−log(n ρ_i), ρ_i the distance of row i to the nearest other row of the batch: spreads outputs evenly.
+
+    The mean of it is L = −(1/n) Σ log(n ρ_i), the Kozachenko–Leonenko estimate of the differential entropy with the
+    sign turned and without its constants (Sablayrolles et al., arXiv 1806.03198, eq. 2, whose own form has no n: an
+    additive constant). The nearest row is the one of largest inner product, which for rows of norm 1 it is; which one
+    it is is not differentiated, its distance is, at both of its ends.
+
+    Parameters
+    ----------
+    eps : float
+        ρ counts as ``eps`` at the least, and has no gradient below: rows that coincide know no direction apart, and a
+        gradient is 1/eps at the most.
+
+    Notes
+    -----
+    Cost n² d, by one product. A batch of one row has E = 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> value, dy = KoLeo().value_and_grad(np.array([[1., 0.], [0., 1.]]))
+    >>> round(value, 4), dy.round(4).tolist()  # −log(2 √2)
+    (-1.0397, [[-1.0, 1.0], [1.0, -1.0]])
+    """
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", _checks.number(self.eps, "eps", above=True))
+
+    def value_and_grad(self, y: Array) -> tuple[float, Array]:
+        """Return E / n and ∂E/∂y (n, d), of the rows of ``y`` (n, d) among themselves; see the module."""
+        n = len(y)
+        dy = np.zeros_like(y)
+        if n < 2:
+            return 0.0, dy
+        products = y @ y.T
+        np.fill_diagonal(products, -np.inf)
+        nearest = products.argmax(axis=1)
+        apart, rho = _between(y, y[nearest])
+        rho = np.maximum(rho, y.dtype.type(self.eps))
+        apart *= np.where(rho > self.eps, -1 / np.square(rho), 0)[:, np.newaxis].astype(y.dtype)
+        dy += apart
+        np.subtract.at(dy, nearest, apart)
+        return -float(np.log(n * rho.astype(np.float64)).mean()), dy
+
+
+@dataclass(frozen=True)
 class Contrastive:
     """½ ‖y_i − y_j‖² for similar pairs, ½ max(0, gap − ‖y_i − y_j‖)² for the others (Hadsell et al. 2006).
 
@@ -139,6 +221,12 @@ class Softmax:
 
 
 Loss = Triplet | Contrastive | Softmax
+
+
+def _between(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the differences a − b (n, d) of rows, and their lengths (n,)."""
+    difference = a - b
+    return difference, np.sqrt(np.einsum("ij,ij->i", difference, difference))
 
 
 def _to_outputs(y: Array, other: Array | None, apart: Array, slopes: Array) -> Array:
