@@ -1,6 +1,7 @@
 """Searching codes beside faiss: exhaustive, by inverted files, by Hamming distance, and among plain vectors.
 
-    python bench/search.py [--quick] [--only flat,fast,levels,dram,ivf,hamming,exact,start,memory,threads]
+    python bench/search.py [--quick] [--scann PYTHON]
+                           [--only flat,fast,levels,dram,ivf,hamming,exact,start,memory,threads]
 
 One thread unless a row says otherwise. The million is ``synthetic_low_rank`` (d = 128). Codebooks and codes are ours,
 put into faiss's indexes, and the answers are compared before anything is timed: same distances (to 1e-4), same ids but
@@ -20,6 +21,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPQUANT_NUM_THREADS"):
 import _harness  # before NumPy: it chooses the BLAS kernel
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import _data
 import numpy as np
 from _peers import Elsewhere, array, faiss_pq, kept
 
@@ -101,6 +104,64 @@ def same(ours: Any, theirs: Any, what: str) -> None:
     assert np.allclose(a, b, rtol=1e-4, atol=1e-2), f"{what}: other distances"
     differ = (ours[1] != theirs[1]).mean()
     assert differ < 0.02, f"{what}: {differ:.2%} other ids"
+
+
+class OurIVF:
+    """An index of ours over ``base``, re-ranked by a byte a dimension."""
+
+    def __init__(self, codec: str, learn: np.ndarray, base: np.ndarray) -> None:
+        self.index = nq.index_factory(f"IVF1024,{codec},Refine(int8)", base.shape[1], random_state=0).fit(learn)
+        self.index.add(base)
+
+    def front(self, q: np.ndarray, truth: np.ndarray) -> list[tuple[float, float, Any]]:
+        """Return (recall, seconds a query, options) of many settings."""
+        rows = []
+        for nprobe in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+            for oversample in (1, 2, 3, 4, 6, 8, 10, 15, 20):
+                options = {"nprobe": nprobe, "oversample": oversample}
+                began = time.perf_counter()
+                found = self.index.search(q, 10, threads=1, **options).ids
+                rows.append((metrics.knn_recall(found, truth, 10), (time.perf_counter() - began) / len(q), options))
+        return rows
+
+    def seconds(self, q: np.ndarray, options: Any) -> float:
+        """Return the seconds a query of a search with these options."""
+        began = time.perf_counter()
+        self.index.search(q, 10, threads=1, **options)
+        return (time.perf_counter() - began) / len(q)
+
+
+class FaissIVF:
+    """The same of an index of faiss, re-ranked by floats."""
+
+    def __init__(self, spec: str, learn: np.ndarray, base: np.ndarray) -> None:
+        import faiss
+        faiss.omp_set_num_threads(1)
+        self.index = faiss.index_factory(base.shape[1], spec)
+        self.index.train(learn)
+        self.index.add(base)
+        self.inner = faiss.extract_index_ivf(faiss.downcast_index(self.index.base_index))
+
+    def _found(self, q: np.ndarray, options: Any) -> np.ndarray:
+        self.inner.nprobe, self.index.k_factor = options["nprobe"], options["k_factor"]
+        return self.index.search(q, 10)[1]
+
+    def front(self, q: np.ndarray, truth: np.ndarray) -> list[tuple[float, float, Any]]:
+        """Return (recall, seconds a query, options) of many settings."""
+        rows = []
+        for nprobe in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+            for k_factor in (1, 2, 3, 4, 6, 8, 10, 15, 20):
+                options = {"nprobe": nprobe, "k_factor": k_factor}
+                began = time.perf_counter()
+                found = self._found(q, options)
+                rows.append((metrics.knn_recall(found, truth, 10), (time.perf_counter() - began) / len(q), options))
+        return rows
+
+    def seconds(self, q: np.ndarray, options: Any) -> float:
+        """Return the seconds a query of a search with these options."""
+        began = time.perf_counter()
+        self._found(q, options)
+        return (time.perf_counter() - began) / len(q)
 
 
 # ----------------------------------------------------------------------------------------------------------- rows
@@ -226,6 +287,46 @@ class Bench:
             print(f"  {m:2d} × 8: {seconds * 1e3:6.2f} ms a query, {index.ntotal / seconds / 1e9:.1f} G codes/s, "
                   f"{speed:.1f} GB/s = {speed / self.dram:.0%} of DRAM", flush=True)
 
+    def ivf(self) -> None:
+        print("\nP6: inverted files of 1,024 lists with refinement, recall@10 of the true neighbours, 1,000 queries a "
+              "call (target at equal recall: 3 × IVFPQ, 1.2 × IVFPQFastScan, 1.2 × ScaNN)")
+        sift = _data.sift300k()
+        for name, learn, base, q in (("SIFT, 150,000", sift.learn[:100_000], sift.base, sift.queries[:1000]),
+                                     ("synthetic, 1,000,000", array(self.vectors)[:200_000], array(self.vectors),
+                                      array(self.queries))):
+            truth = metrics.exact_neighbors(base, q, 10)
+            engines = {"npquant PQ16": OurIVF("PQ16", learn, base), "npquant PQ32x4": OurIVF("PQ32x4", learn, base),
+                       "faiss IVFPQ": FaissIVF("IVF1024,PQ16,RFlat", learn, base),
+                       "faiss FastScan": FaissIVF("IVF1024,PQ32x4fs,RFlat", learn, base)}
+            fronts = {who: engine.front(q, truth) for who, engine in engines.items()}
+            scann = self._scann(base, q, truth)
+            print(f"  {name}")
+            for recall in (0.5, 0.8, 0.9, 0.95):
+                chosen = {who: min((row for row in front if row[0] >= recall), key=lambda row: row[1], default=None)
+                          for who, front in fronts.items()}
+                rivals = {who: lambda who=who, row=row: engines[who].seconds(q, row[2])
+                          for who, row in chosen.items() if row is not None}
+                seconds = dict(zip(rivals, self._medians(list(rivals.values()))[0]))
+                ours = min(took for who, took in seconds.items() if who.startswith("npquant"))
+                words = [f"{who} {1 / took:,.0f} QPS ({chosen[who][0]:.3f}: {chosen[who][2]})"
+                         + ("" if who.startswith("npquant") else f" ratio {took / ours:.2f}")
+                         for who, took in seconds.items()]
+                best = min((row for row in scann if row[0] >= recall), key=lambda row: row[1], default=None)
+                if best is not None:
+                    words.append(f"ScaNN {1 / best[1]:,.0f} QPS ({best[0]:.3f}: {best[2]}) ratio {best[1] / ours:.2f}")
+                print(f"    recall {recall:.2f}: " + "; ".join(words), flush=True)
+
+    def _scann(self, base: np.ndarray, q: np.ndarray, truth: np.ndarray) -> list[Any]:
+        if not self.options.scann:
+            return []
+        files = [kept(self.folder, name, values) for name, values in (("b", base), ("q", q), ("t", truth))]
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_scann.py")
+        run = subprocess.run([self.options.scann, script, *files], capture_output=True, text=True, check=False)
+        if run.returncode:
+            print("  ScaNN failed:", run.stderr.strip().splitlines()[-1:])
+            return []
+        return json.loads(run.stdout.strip().splitlines()[-1])
+
     def hamming(self) -> None:
         import faiss
         print(f"\nP7: Hamming scan, {self.n:,} codes (target: 3 × faiss IndexBinaryFlat)")
@@ -325,12 +426,13 @@ class Bench:
             print(f"  {m:2d} × 8: {ratio[1]:.2f} [{ratio[0]:.2f} … {ratio[2]:.2f}]", flush=True)
 
 
-PARTS = ("flat", "fast", "levels", "dram", "hamming", "exact", "start", "memory", "threads")
+PARTS = ("flat", "fast", "levels", "dram", "ivf", "hamming", "exact", "start", "memory", "threads")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds, fewer cases")
+    parser.add_argument("--scann", metavar="PYTHON", help="the interpreter of an environment that has ScaNN")
     parser.add_argument("--only", default=",".join(PARTS))
     options = parser.parse_args()
     print(_harness.machine("faiss-cpu", threads=1))

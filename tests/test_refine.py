@@ -1,0 +1,220 @@
+"""Ranking in two steps, indexes from a line of text, and options from measurements."""
+
+import threading
+
+import numpy as np
+import pytest
+import reference
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import same
+
+import npquant as nq
+from npquant.errors import InvalidInputError
+from npquant.index.factory import index_factory, tune
+from npquant.index.refine import RefineIndex
+
+core = pytest.mark.core
+
+
+def flat(x, metric="l2"):
+    return nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0, n_iter=3).fit(x), metric)
+
+
+def made(x, codec=None, metric="l2", ids=None):
+    index = RefineIndex(flat(x, metric), codec).fit(x)
+    index.add(x, ids)
+    return index
+
+
+@pytest.fixture
+def x():
+    return strategies.make_vectors("normal", 300, 8, seed=3)
+
+
+@core
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("codec", [None, nq.ScalarQuantizer("float16"), nq.ScalarQuantizer("int4"),
+                                   nq.FlatQuantizer(), nq.ProductQuantizer(4, 6, random_state=0)], ids=repr)
+def test_with_all_candidates_the_second_codec_alone_ranks(x, codec, metric):
+    """oversample · k ≥ n: the answer is that of a FlatIndex of the second codec, bit for bit."""
+    index = made(x, codec, metric)
+    plain = nq.FlatIndex(index.codec, metric)
+    plain.add(x)
+    same(tuple(index.search(x[:20], 10, oversample=30)), tuple(plain.search(x[:20], 10)), "results")
+
+
+@core
+def test_candidates_are_the_bases_and_their_order_the_codecs(x):
+    """Each result is among the base's oversample · k, and no better one of these is left out."""
+    ids = np.random.default_rng(0).permutation(10**6)[:300]
+    for codec in (None, nq.FlatQuantizer()):
+        index = made(x, codec, ids=ids)
+        for k, oversample in ((1, 1), (3, 4), (10, 2)):
+            found = index.search(x[:9], k, oversample=oversample)
+            near = index.base.search(x[:9], k * oversample).ids
+            decoded = index.reconstruct(near.ravel()).reshape(9, -1, 8)
+            for q in range(9):
+                scores = reference.scores(x[q:q + 1], decoded[q], "l2", 1)
+                same(tuple(a[q:q + 1] for a in found), reference.topk(scores, near[q], k), "results")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_changes_reach_both_codes(data):
+    """After any additions, removals, updates and merges both indexes hold the same vectors, and search finds them."""
+    rng = np.random.default_rng(data.draw(strategies.seeds))
+    x = rng.standard_normal((40, 4)).astype(np.float32)
+    codec = nq.ProductQuantizer(2, 3, random_state=0, n_iter=2).fit(np.tile(x, (3, 1)))
+    index = RefineIndex(nq.FlatIndex(codec), nq.FlatQuantizer()).fit(x)
+    model = {}
+    for _ in range(data.draw(st.integers(1, 8))):
+        step = data.draw(st.sampled_from(["add", "remove", "update", "merge", "compact"]))
+        some = list(rng.permutation(list(model))[:3]) if model else []
+        new = rng.standard_normal((3, 4)).astype(np.float32)
+        if step == "add":
+            model.update(zip(index.add(new).tolist(), new))
+        elif step == "remove":
+            assert index.remove(some) == len(some)
+            for name in some:
+                del model[name]
+        elif step == "update":
+            index.update(some, new[:len(some)])
+            model.update(zip(some, new))
+        elif step == "merge":
+            other = RefineIndex(nq.FlatIndex(index.base.codec), index.codec)
+            names = index._next_id + np.array([7, 3, 5])
+            other.add(new, names)
+            assert index.merge(other) == 3
+            model.update(zip(names.tolist(), new))
+        else:
+            index.compact()
+        assert sorted(index.ids) == sorted(index.base.ids) == sorted(model)
+        assert index.ntotal == len(index) == len(model)
+        for name, vector in model.items():
+            found = index.search(vector, 1, oversample=50)
+            assert found.distances[0, 0] == 0
+            same(index.reconstruct([name]), vector[None], "reconstruction")
+
+
+def test_a_file_keeps_both(x, tmp_path):
+    """Saved and loaded, mapped or not, the answers are the same."""
+    index = made(x, metric="cosine")
+    nq.save(index, tmp_path / "x.npq")
+    for mmap in (False, True):
+        loaded = nq.load(tmp_path / "x.npq", mmap=mmap)
+        same(tuple(loaded.search(x[:7], 5)), tuple(index.search(x[:7], 5)), "results")
+        loaded.add(x[:3])
+        assert loaded.ntotal == 303
+
+
+def test_allow_and_range(x):
+    """Only what is allowed is found, by mask or ids; a range search asks the second codes."""
+    index = made(x)
+    mask = np.arange(300) % 3 == 0
+    for allow in (mask, np.flatnonzero(mask)):
+        assert (index.search(x[:9], 5, allow=allow).ids % 3 == 0).all()
+        lims, distances, ids = index.range_search(x[:9], 4.0, allow=allow)
+        assert (ids % 3 == 0).all()
+        assert (distances <= 4).all()
+        assert lims[-1] > 0
+
+
+def test_searching_while_others_change(x):
+    """Each search sees both codes of one moment: a vector found has the distance of its own second code."""
+    index, wrong, stop = made(x, nq.FlatQuantizer()), [], threading.Event()
+
+    def search():
+        while not stop.is_set():
+            distances, ids = index.search(x[:5], 3, oversample=20)
+            if (ids < 0).any() or (distances[:, 0] > 0).any():
+                wrong.append((distances, ids))
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        names = index.add(x[100:130])
+        index.update(names, x[130:160])
+        index.remove(names)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@core
+def test_wrong_use_is_told(x):
+    """Each wrong call says what is wanted."""
+    full = flat(x)
+    full.add(x)
+    index = made(x)
+    for call, words in ((lambda: RefineIndex(full), "base holds 300"),
+                        (lambda: RefineIndex(index), "wanted a FlatIndex"),
+                        (lambda: RefineIndex(flat(x), "int8"), "wanted a codec"),
+                        (lambda: index.search(x[:1], 1, oversample=0), "oversample is 0"),
+                        (lambda: index.search(x[:1], 1, nprobe=2), "has no lists"),
+                        (lambda: index.search(x[:1, :3], 1), "features"),
+                        (lambda: index.add(x[:2], [1, 2]), "in the index already"),
+                        (lambda: index.fit(x), "holds 300 vectors")):
+        with pytest.raises(InvalidInputError, match=words):
+            call()
+    assert index.ntotal == index.base.ntotal == 300
+    with pytest.raises(nq.NotFittedError):
+        RefineIndex(nq.FlatIndex(nq.ProductQuantizer(2, 4))).add(x)
+
+
+@core
+@pytest.mark.parametrize("spec", ["PQ4x4", "PQ2", "OPQ2,PQ2x4", "OPQ2_4,PQ2x4", "PCA4,SQ8", "RR,PQ2x5", "Flat", "SQ4",
+                                  "SQfp16", "Sign", "ITQ8", "RaBitQ", "IVF5,PQ2x4", "OPQ2,IVF5,PQ2x4,Refine(int8)",
+                                  "IMI2x2,PQ2x4", "PCA4,IVF4,Flat", "IVF3,SQ8,Refine(float32)", "PQ2x4,RFlat"])
+def test_every_line_makes_an_index_that_works(spec, x):
+    """It is trained, filled and searched; an exact one finds each vector itself."""
+    with np.errstate(all="raise"):
+        index = index_factory(spec, 8, random_state=0)
+        if spec in ("PQ2", "OPQ2,PQ2"):
+            with pytest.warns(nq.NpquantWarning):
+                index.fit(x[:200])
+        else:
+            index.fit(x)
+    index.add(x)
+    distances, ids = index.search(x[:5], 3)
+    assert distances.shape == ids.shape == (5, 3)
+    if "float32" in spec or spec in ("Flat", "SQfp16"):
+        assert (ids[:, 0] == np.arange(5)).all()
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    ("PQ3", "do not divide"), ("OPQ4,PQ2", "OPQ4 learns"), ("OPQ4,Flat", "OPQ4 learns"), ("PCA9,PQ1", "9 dimensions"),
+    ("", "''"), ("PQ4,IVF5", "'IVF5'"), ("IVF5", "nothing"), ("Refine(int8)", "nothing"), ("PQ4,Refine(int9)", "int9"),
+    ("PCA3,IMI2x4,PQ1", "even"), (5, "line of text")])
+def test_lines_that_make_no_sense(spec, words):
+    """What is wrong is named."""
+    with pytest.raises(InvalidInputError, match=words):
+        index_factory(spec, 8)
+
+
+def test_tuning_finds_what_it_measured():
+    """The options reach the recall asked for; the front rises; more effort is not asked for than is there."""
+    data = nq.datasets.load_digits()
+    index = index_factory("IVF16,PQ8x4,Refine(float32)", 64, random_state=0).fit(data.X_train)
+    index.add(data.X_train)
+    truth = nq.metrics.exact_neighbors(data.X_train, data.X_test, 10)
+    truth = truth[1] if isinstance(truth, tuple) else truth
+    tuned = tune(index, data.X_test, 0.9, truth=truth)
+    found = index.search(data.X_test, 10, **tuned.options).ids
+    assert nq.metrics.knn_recall(found, truth, 10) == tuned.recall >= 0.9
+    recalls, seconds = [entry[0] for entry in tuned.front], [entry[1] for entry in tuned.front]
+    assert recalls == sorted(recalls)
+    assert seconds == sorted(seconds)
+    assert max(recalls) > 0.99
+    itself = tune(index, data.X_test[:50], 1.0)
+    assert itself.recall == 1.0
+    with pytest.raises(InvalidInputError, match="no search options"):
+        tune(nq.FlatIndex(nq.FlatQuantizer().fit(data.X_train)), data.X_test)
+
+
+def test_threads_change_nothing(x):
+    """One thread or three."""
+    index = made(x)
+    same(tuple(index.search(x, 5, threads=1)), tuple(index.search(x, 5, threads=3)), "results")
