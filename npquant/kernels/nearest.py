@@ -83,7 +83,8 @@ def _nearest_codewords_twin(x: Float, codebooks_t: Float, index: NDArray[np.int3
 def subspace_distances(x, codebooks_t, out):
     """Write the squared distances of ``x`` (n, M·dsub) to ``codebooks_t`` (M, dsub, K) into ``out`` (n, M, K).
 
-    Four rows by four dimensions at a time, as ``subspace_products``; each sum still runs over the dimensions one by one.
+    Four rows by four dimensions at a time, as ``subspace_products``; each sum still runs over the dimensions one by
+    one.
     """
     M, dsub, K = codebooks_t.shape
     whole = dsub - dsub % 4
