@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import os
 import pkgutil
 import platform
+import re
 import signal
 import sys
 import threading
@@ -157,8 +159,7 @@ def _encoded(model: Any, x: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([encode(x[start:start + _ROWS]) for start in range(0, max(1, len(x)), _ROWS)])
 
 
-def _index(model: Any, x: NDArray[Any], metric: str, ids: Any = None) -> FlatIndex:
-    index = FlatIndex(model, metric)
+def _filled(index: Any, x: NDArray[Any], ids: Any = None) -> Any:
     for start in range(0, max(1, len(x)), _ROWS):
         index.add(x[start:start + _ROWS], None if ids is None else ids[start:start + _ROWS])
     return index
@@ -365,13 +366,23 @@ def _decode(args: Namespace) -> Outcome:
 
 def _build(args: Namespace) -> Outcome:
     _output(args.out)
-    model = _load(args.model, "Quantizer")
-    index = _index(model, _data(args.data)[0], args.metric, _array(args.ids) if args.ids else None)
+    x = _data(args.data)[0]
+    if os.path.exists(args.model) or not re.fullmatch(r"[\w,() ]+", args.model):
+        if args.learn:
+            raise ArgumentError(None, f"--learn goes with a line such as IVF1024,PQ16; {args.model} is trained")
+        index: Any = FlatIndex(_load(args.model, "Quantizer"), args.metric)
+    else:
+        from npquant.index.factory import index_factory
+        index = index_factory(args.model, int(x.shape[1]), args.metric, random_state=args.seed)
+        index.fit(_data(args.learn)[0] if args.learn else x)
+    _filled(index, x, _array(args.ids) if args.ids else None)
     persist.save(index, args.out)
-    size = os.path.getsize(args.out)
-    return Outcome({"file": args.out, "vectors": index.ntotal, "code_size": model.code_size,
+    size, code_size = os.path.getsize(args.out), index.codec.code_size
+    if hasattr(index, "base"):  # of a RefineIndex each vector has two codes
+        code_size += index.base.codec.code_size
+    return Outcome({"file": args.out, "vectors": index.ntotal, "code_size": code_size,
                     "metric": args.metric, "bytes": size},
-                   f"{args.out}: {index.ntotal:,} vectors of {_many(model.code_size, 'byte')}, metric "
+                   f"{args.out}: {index.ntotal:,} vectors of {_many(code_size, 'byte')}, metric "
                    f"{args.metric}; {_bytes(size)} with the model and the ids")
 
 
@@ -382,7 +393,12 @@ def _search(args: Namespace) -> Outcome:
     queries = _data(args.queries, "test")[0]
     allow = np.asarray(_array(args.allow)) if args.allow else None
     began = time.perf_counter()
-    distances, ids = index.search(queries, args.k, allow=allow)
+    options = {name: getattr(args, name) for name in ("nprobe", "oversample") if getattr(args, name) is not None}
+    for name in options:
+        if name not in inspect.signature(index.search).parameters:
+            raise ArgumentError(None, f"--{name} does not go with {args.index}, which holds a "
+                                f"{type(index).__name__}")
+    distances, ids = index.search(queries, args.k, allow=allow, **options)
     seconds = time.perf_counter() - began
     if ids.dtype == object:
         ids = np.array([[name or "" for name in row] for row in ids.tolist()])
@@ -404,6 +420,23 @@ def _search(args: Namespace) -> Outcome:
     return Outcome({**report, "ids": ids.tolist(), "distances": distances.tolist()}, "\n".join(lines))
 
 
+def _tune(args: Namespace) -> Outcome:
+    from npquant.index.factory import tune
+    index = _load(args.index, "Index")
+    queries = _data(args.queries, "test")[0]
+    truth = np.asarray(_array(args.truth)) if args.truth else None
+    tuned = tune(index, queries, args.recall, k=args.k, truth=truth)
+    wanted = " ".join(f"--{name} {value}" for name, value in tuned.options.items())
+    lines = [f"{args.index}: {wanted} finds {tuned.recall:.3f} of the {args.k} nearest in {1e3 * tuned.seconds:.3f} ms "
+             "a query" + ("" if tuned.recall >= args.recall else f"; no setting reaches {args.recall:g}"),
+             "recall  ms a query  options"]
+    for recall, seconds, options in tuned.front:
+        words = " ".join(f"--{name} {value}" for name, value in options.items())
+        lines.append(f"{recall:6.3f}  {1e3 * seconds:10.3f}  {words}")
+    return Outcome({"options": tuned.options, "recall": tuned.recall, "seconds": tuned.seconds, "front": tuned.front},
+                   "\n".join(lines))
+
+
 def _eval(args: Namespace) -> Outcome:
     found = _load(args.model, "Index", "Quantizer")
     queries, asked_labels = _data(args.queries, "test")
@@ -416,7 +449,7 @@ def _eval(args: Namespace) -> Outcome:
     elif base is None:
         raise ArgumentError(None, "a model is evaluated by searching in vectors: give --database FILE (or an index)")
     else:
-        index = _index(found, base, args.metric or "l2")
+        index = _filled(FlatIndex(found, args.metric or "l2"), base)
     if args.metric not in (None, index.metric):
         raise ArgumentError(None, f"the index was built with --metric {index.metric}")
     report: dict[str, Any] = {"vectors": index.ntotal, "queries": len(queries), "metric": index.metric}
@@ -582,4 +615,5 @@ def _bytes(count: float) -> str:
 
 COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "demo": _demo, "train": _train, "encode": _encode, "decode": _decode, "build": _build, "search": _search,
+    "tune": _tune,
     "eval": _eval, "info": _info, "warmup": _warmup}

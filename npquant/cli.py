@@ -222,8 +222,11 @@ def _parser() -> _Parser:
     add("codes", metavar="CODES", help="what npquant encode wrote")
     add("-o", "--out", required=True, metavar="FILE", help="the vectors, such as out.npy or out.fvecs (float32)")
     add = command("build", "Make an index: the codes of vectors, ready to be searched.",
-                  "  npquant build pq.npq base.fvecs -o base.npq")
-    add("model", metavar="MODEL", help="what npquant train wrote")
+                  "  npquant build pq.npq base.fvecs -o base.npq\n"
+                  "  npquant build 'OPQ16,IVF1024,PQ16,Refine(int8)' base.fvecs -o base.npq")
+    add("model", metavar="MODEL", help="what npquant train wrote; or a line that says what to train: a transform "
+        "(PCA64, RR, OPQ16), lists (IVF1024, IMI2x8), a codec (PQ16, PQ16x4, Flat, SQ8, ITQ64, ...), Refine(int8)")
+    add("--learn", metavar="FILE", help="the vectors that such a line is trained on (default: DATA)")
     add("data", metavar="DATA", help="the vectors to search in")
     add("-o", "--out", required=True, metavar="FILE", help="the index, such as index.npq")
     add("--metric", choices=_METRICS, default="l2",
@@ -235,9 +238,20 @@ def _parser() -> _Parser:
     add("queries", metavar="QUERIES", help="vectors")
     add("--allow", metavar="FILE", help="the ids, or a mask of the vectors, that alone may be found; default all")
     add("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
+    add("--nprobe", type=_whole(1), metavar="N", help="of an index with lists: how many to look into (default 8)")
+    add("--oversample", type=_whole(1), metavar="N", help="of an index that refines: candidates a result (default 10)")
     add("-o", "--out", metavar="FILE",
         help=".npz: ids and distances; .npy, .ivecs, .ibin: ids; default: the first are printed")
     add("--rows", type=_whole(1), default=5, metavar="N", help="queries printed (default 5)")
+    add = command("tune", "Find the search options of an index that reach a recall fastest, by measuring.",
+                  "  npquant tune base.npq held-out.fvecs --recall 0.95")
+    add("index", metavar="INDEX", help="what npquant build wrote, with lists or Refine")
+    add("queries", metavar="QUERIES", help="vectors like those to come; some hundreds")
+    add("--truth", metavar="FILE", help="ids of the true neighbours (queries, k), nearest first; default: what the "
+        "most thorough search finds")
+    add("--recall", type=_above_zero, default=0.95, metavar="R",
+        help="share of the k nearest to be found (default 0.95)")
+    add("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
     add = command("eval", "Measure how good the results of an index or a model are.",
                   "  npquant eval base.npq --queries queries.fvecs --truth groundtruth.ivecs\n"
                   "  npquant eval deep.npq --queries mnist")

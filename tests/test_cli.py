@@ -519,3 +519,36 @@ def test_a_closed_pipe_is_no_fault(files):
         result = subprocess.run(f"{sys.executable} -m npquant {words} | true", cwd=files, shell=True, text=True,
                                 capture_output=True, timeout=60)
         assert result.stderr == ""
+
+
+# ------------------------------------------------------------------------------------- indexes from a line of text
+
+
+@core
+def test_an_index_from_a_line(run):
+    """A line is trained on --learn or the vectors themselves; search and tune take the options of what it made."""
+    line = "IVF8,PQ8x4,Refine(int8)"
+    code, out, _ = run("build", line, "base.fvecs", "--learn", "base.fvecs", "-o", "ivf.npq")
+    assert code == 0
+    assert "400 vectors of 68 bytes" in out
+    code, out, _ = run("search", "ivf.npq", "queries.npy", "-k", "3", "--nprobe", "8", "--oversample", "20", "--json")
+    assert code == 0
+    index = nq.load("ivf.npq")
+    assert json.loads(out)["ids"] == index.search(DIGITS.X_test[:40], 3, nprobe=8, oversample=20).ids.tolist()
+    code, out, _ = run("tune", "ivf.npq", "queries.npy", "--recall", "0.9", "-k", "5", "--json")
+    assert code == 0
+    assert json.loads(out)["recall"] >= 0.9
+    code, out, _ = run("tune", "ivf.npq", "queries.npy")
+    assert code == 0
+    assert "recall  ms a query  options" in out
+
+
+def test_lines_and_options_that_make_no_sense(run):
+    """What does not go together is told in a line, and nothing is written."""
+    assert "do not divide" in failed(run("build", "PQ7", "base.fvecs", "-o", "no.npq"))
+    learned = run("build", "pq.npq", "base.fvecs", "--learn", "base.fvecs", "-o", "no.npq")
+    assert "--learn goes with" in failed(learned, 2)
+    assert "no such file" in failed(run("build", "missing.npq", "base.fvecs", "-o", "no.npq"))
+    assert "--nprobe does not go" in failed(run("search", "pq_index.npq", "queries.npy", "--nprobe", "3"), 2)
+    assert "no search options" in failed(run("tune", "pq_index.npq", "queries.npy"))
+    assert not os.path.exists("no.npq")

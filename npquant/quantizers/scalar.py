@@ -123,10 +123,10 @@ class ScalarQuantizer(Quantizer):
         return {"float16": 2 * d, "int8": d, "int4": (d + 1) // 2}[self._kind]
 
     def _get_state(self) -> dict[str, Any]:
-        return {"kind": self._kind, "low": self.low_, "step": self.step_}
+        return {"numbers": self._kind, "low": self.low_, "step": self.step_}
 
     def _set_state(self, state: dict[str, Any]) -> None:
-        kind, low, step = _checks.choice(state["kind"], "kind", KINDS), state["low"], state["step"]
+        kind, low, step = _checks.choice(state["numbers"], "numbers", KINDS), state["low"], state["step"]
         _checks.fitted(low, (None,), "low_")
         _checks.fitted(step, (len(low),), "step_")
         if (step < 0).any():
