@@ -31,8 +31,11 @@ def _serve(pipe: Any) -> None:
     if "FAISS_SIMD_LEVEL" in os.environ:
         import faiss
         faiss.omp_set_num_threads(1)
-    while (order := pipe.recv()) is not None:
-        task, arguments = order
+    while True:
+        try:
+            task, arguments = pipe.recv()
+        except EOFError:  # the bench has ended
+            return
         pipe.send(task(*arguments))
 
 

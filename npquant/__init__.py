@@ -29,6 +29,7 @@ _HOME = {
     "GeneralizedResidualQuantizer": "quantizers.residual",
     "AdditiveQuantizer": "quantizers.additive",
     "LocalSearchQuantizer": "quantizers.additive",
+    "SupervisedQuantizer": "quantizers.supervised",
     "FlatIndex": "index.flat",
     "RefineIndex": "index.refine",
     "index_factory": "index.factory",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from npquant.quantizers.residual import GeneralizedResidualQuantizer as GeneralizedResidualQuantizer
     from npquant.quantizers.residual import ResidualQuantizer as ResidualQuantizer
     from npquant.quantizers.scalar import ScalarQuantizer as ScalarQuantizer
+    from npquant.quantizers.supervised import SupervisedQuantizer as SupervisedQuantizer
     from npquant.quantizers.transformed import OptimizedProductQuantizer as OptimizedProductQuantizer
     from npquant.quantizers.transformed import PreTransformed as PreTransformed
     from npquant.transforms import PCA as PCA

@@ -50,7 +50,8 @@ class DeepQuantizer(Quantizer):
         ``"plain"``, ``"penalty"``, ``"straight_through"``, ``"gsl"`` (gradient snapping), ``"ssm"`` (output
         momentum, the space shuttle), ``"hybrid"``; a sequence is a chain, e.g. ``("straight_through", "ssm")``.
     quantizer : Quantizer, optional
-        The codec of the outputs; ``ProductQuantizer(m=4)`` by default. It is cloned, never changed.
+        The codec of the outputs; ``ProductQuantizer(m=4)`` by default. It is cloned, never changed. One that learns
+        nothing (a lattice) does not follow the outputs: a pull may gather them about few of its codewords.
     whiten : int, optional
         Inputs go through PCA with soft whitening to this many dimensions; by default they are centred and
         scaled by one number.
@@ -370,7 +371,8 @@ class _Trainer(_training.Training):
 
     def _try_codec(self) -> None:
         """Fit the codec to a few outputs now: what does not fit is told before the training, not after a third."""
-        clone(self.codec).fit(self.state["network"].predict(self.z[:4096]))
+        outputs = self.state["network"].predict(self.z[:4096])
+        clone(self.codec).fit(outputs).nearest(outputs[:1])  # the rules want codes that decode
 
     def _over(self) -> bool:
         return bool(self.state["epoch"] == self.epochs) or self._no_better()

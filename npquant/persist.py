@@ -130,6 +130,8 @@ KINDS: dict[str, str] = {
     "GeneralizedResidualQuantizer": "npquant.quantizers.residual:GeneralizedResidualQuantizer",
     "AdditiveQuantizer": "npquant.quantizers.additive:AdditiveQuantizer",
     "LocalSearchQuantizer": "npquant.quantizers.additive:LocalSearchQuantizer",
+    "SupervisedQuantizer": "npquant.quantizers.supervised:SupervisedQuantizer",
+    "SupervisedProjection": "npquant.quantizers.supervised:SupervisedProjection",
     "FlatIndex": "npquant.index.flat:FlatIndex",
     "RefineIndex": "npquant.index.refine:RefineIndex",
     "IdMap": "npquant.index.idmap:IdMap",

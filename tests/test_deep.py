@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import cache
 
 import numpy as np
 import pytest
@@ -48,6 +49,115 @@ def test_every_rule_learns_codes_that_beat_codes_of_the_raw_vectors(output):
     assert model.transform(Q).shape == (200, 8)
     assert [figures["epoch"] for figures in model.history_] == list(range(9))
     assert model.history_[0]["ramp"] == 0 < model.history_[-1]["ramp"] == 1
+
+
+CODECS = {
+    "PQ": nq.ProductQuantizer(2, 4),
+    "OPQ": nq.OptimizedProductQuantizer(2, 4, n_iter=3),
+    "residual": nq.ResidualQuantizer(2, 4),
+    "generalized residual": nq.GeneralizedResidualQuantizer(2, 4, n_iter=1),
+    "generalized residual, no norm": nq.GeneralizedResidualQuantizer(2, 4, n_iter=1, regularization=1.0,
+                                                                     norm="constant"),
+    "additive": nq.AdditiveQuantizer(2, 4, n_iter=2),
+    "local search": nq.LocalSearchQuantizer(2, 4, n_iter=2, train_steps=2, encode_steps=2),
+    "lattice": nq.SphericalLattice(r2=3),
+    "sign": nq.SignQuantizer(),
+    "sign, Hamming": nq.SignQuantizer(asymmetric=False),
+    "ITQ": nq.ITQ(8),
+    "ITQ, Hamming": nq.ITQ(6, asymmetric=False),
+    "rotation, PQ": nq.PreTransformed(nq.Rotation(), nq.ProductQuantizer(2, 4)),
+}
+RULES = {"plain": "plain", "penalty": "penalty", "straight-through": "straight_through", "GSL": "gsl", "SSM": "ssm",
+         "ray": nn.gradient_snapping(mode="ray")}
+FEW, FEW_Y = X[:240], Y[:240]
+
+
+@cache
+def by_rule(codec, rule):
+    return over(codec, RULES[rule]).fit(FEW, FEW_Y)
+
+
+def over(codec, output="gsl", **params):
+    return make(**{"quantizer": CODECS[codec], "output": output, "hidden": (16,), "epochs": 3, "warmup": 0.3,
+                   "ramp": 0.0, "validation": 0.2, **params})
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("codec", [pytest.param(name, marks=pytest.mark.core) if name == "residual" else name
+                                   for name in CODECS])
+def test_every_codec_is_trained_by_every_rule(codec, rule):
+    model = by_rule(codec, rule)
+    for figures in model.history_:
+        numbers = [figures[name] for name in ("loss", "distortion", "validation") if figures[name] is not None]
+        assert np.isfinite(numbers).all()
+    assert 0 < model.history_[-1]["distortion"] < 1
+    assert model.history_[-1]["validation"] > 0.2  # of a random order 0.1
+    codes = model.encode(Q)
+    assert codes.shape == (len(Q), model.code_size)
+    outputs = model.transform(Q)
+    error = np.square(outputs - model.decode(codes)).sum(axis=1).mean()
+    assert error < 0.9 * np.square(outputs - outputs.mean(axis=0)).sum(axis=1).mean()
+    result = model.index(FEW).search(Q, 5)
+    assert (FEW_Y[result.ids] == YQ[:, None]).mean() > 0.25
+    # The rule did something; but in a block of one dimension, as signs have, there is one way downhill, and no choice.
+    same = rule == "plain" or (rule == "ray" and codec.startswith("sign"))
+    assert (by_rule(codec, "plain").network_.parameters.tobytes() == model.network_.parameters.tobytes()) == same
+
+
+@pytest.mark.parametrize("codec", [pytest.param(name, marks=pytest.mark.core) if name == "lattice" else name
+                                   for name in CODECS])
+def test_over_every_codec_a_seed_gives_the_same_bits_with_any_threads_and_through_a_file(codec, tmp_path):
+    whole = over(codec, ("straight_through", "ssm"), threads=1).fit(FEW, FEW_Y)
+    stopped = over(codec, ("straight_through", "ssm"), threads=2, callback=stop_after(1)).fit(FEW, FEW_Y)
+    nq.save(stopped, tmp_path / "stopped.npq")
+    again = nq.load(tmp_path / "stopped.npq").set_params(threads=2).fit(FEW, FEW_Y, resume=True)
+    nq.save(again, tmp_path / "again.npq")
+    for other in (again, nq.load(tmp_path / "again.npq")):
+        assert other.network_.parameters.tobytes() == whole.network_.parameters.tobytes()
+        assert other.encode(Q).tobytes() == whole.encode(Q).tobytes()
+        assert other.decode(other.encode(Q)).tobytes() == whole.decode(whole.encode(Q)).tobytes()
+        found, wanted = (tuple(model.index(FEW).search(Q, 5)) for model in (other, whole))
+        assert [part.tobytes() for part in found] == [part.tobytes() for part in wanted]
+
+
+@pytest.mark.parametrize("codec", ["residual", "generalized residual", "additive", "local search", "lattice"])
+def test_ray_mode_chooses_among_codewords_near_the_outputs(codec):
+    """The candidates of a codec that is no product: the nearest first, then others, none of them it."""
+    model = by_rule(codec, "ray")
+    y = model.transform(Q)
+    near = model.quantizer_.nearby(y, 3)
+    assert near.shape == (len(Q), 1, 3, 8)
+    assert near[:, 0, 0].tobytes() == model.quantizer_.nearest(y).tobytes()
+    distance = np.linalg.norm(near[:, 0] - y[:, None], axis=2)
+    assert (np.diff(distance, axis=1) > -1e-5).all()
+    assert (np.abs(near[:, 0, 1:] - near[:, 0, :1]).max(axis=2) > 0).all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_catalyzer_goes_before_every_codec(codec):
+    chained = spreading().codec(CODECS[codec], FEW)
+    spread = spreading().transform(Q)
+    inner = chained.quantizer_
+    assert chained.encode(Q).tobytes() == inner.encode(spread).tobytes()
+    index = nq.FlatIndex(chained)
+    index.add(FEW)
+    plain = nq.FlatIndex(inner)
+    plain.add(spreading().transform(FEW))
+    assert index.search(Q, 5).ids.tobytes() == plain.search(spread, 5).ids.tobytes()
+    near = metrics.exact_neighbors(FEW, Q, 1)[1]
+    assert metrics.recall_at(index.search(Q, 48).ids, near, 48) > 0.4  # at random 0.2
+
+
+@cache
+def spreading():
+    return nq.Catalyzer(8, (16,), epochs=2, negative_rank=20, random_state=0).fit(FEW)
+
+
+def test_a_codec_whose_codes_do_not_decode_is_told_before_any_training():
+    model = make(quantizer=nq.SpectralHashing(8))
+    with pytest.raises(NotInvertibleError, match="no inverse_transform"):
+        model.fit(X, Y)
+    assert not hasattr(model, "network_")
 
 
 @pytest.mark.core

@@ -18,6 +18,7 @@ from npquant.quantizers.additive import AdditiveQuantizer, LocalSearchQuantizer
 from npquant.quantizers.lattice import SphericalLattice
 from npquant.quantizers.product import ProductQuantizer
 from npquant.quantizers.residual import GeneralizedResidualQuantizer, ResidualQuantizer
+from npquant.quantizers.supervised import SupervisedQuantizer
 from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransformed
 from npquant.transforms import PCA, Rotation, Standardize
 
@@ -31,7 +32,8 @@ ESTIMATORS = [KMeans(2, max_iter=5, random_state=0), PCA(1), PCA(whiten=0.5), St
               ResidualQuantizer(m=2, nbits=1, n_iter=2, random_state=0),
               GeneralizedResidualQuantizer(m=2, nbits=1, n_iter=1, random_state=0),
               AdditiveQuantizer(m=2, nbits=1, n_iter=1, random_state=0),
-              LocalSearchQuantizer(m=2, nbits=1, n_iter=1, random_state=0)]
+              LocalSearchQuantizer(m=2, nbits=1, n_iter=1, random_state=0),
+              SupervisedQuantizer(m=2, nbits=1, n_iter=1, random_state=0)]
 
 try:
     import sklearn
@@ -70,7 +72,7 @@ def test_scikit_learn_would_see_a_violation():
 def test_cloning():
     from sklearn.base import clone as copy_of
     for estimator in ESTIMATORS:
-        fitted = copy_of(estimator).fit(np.eye(4))
+        fitted = copy_of(estimator).fit(np.eye(4), [0, 1, 0, 1])
         copy = copy_of(fitted)
         assert copy is not fitted
         assert repr(copy) == repr(estimator)
