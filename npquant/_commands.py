@@ -375,7 +375,10 @@ def _build(args: Namespace) -> Outcome:
         from npquant.index.factory import index_factory
         index = index_factory(args.model, int(x.shape[1]), args.metric, random_state=args.seed)
         index.fit(_data(args.learn)[0] if args.learn else x)
-    _filled(index, x, _array(args.ids) if args.ids else None)
+    ids = _array(args.ids) if args.ids else None
+    if ids is not None:
+        _checks.length(ids, len(x), "ids", args.data)
+    _filled(index, x, ids)
     persist.save(index, args.out)
     size, code_size = os.path.getsize(args.out), index.codec.code_size
     if hasattr(index, "base"):  # of a RefineIndex each vector has two codes
@@ -395,7 +398,7 @@ def _search(args: Namespace) -> Outcome:
     began = time.perf_counter()
     options = {name: getattr(args, name) for name in ("nprobe", "oversample") if getattr(args, name) is not None}
     for name in options:
-        if name not in inspect.signature(index.search).parameters:
+        if name not in inspect.signature(getattr(index, "index", index).search).parameters:  # an IdMap hands on
             raise ArgumentError(None, f"--{name} does not go with {args.index}, which holds a "
                                 f"{type(index).__name__}")
     distances, ids = index.search(queries, args.k, allow=allow, **options)
@@ -500,12 +503,13 @@ def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any) -> float:
     sign = np.float32(1 if index.metric == "l2" else -1)
 
     def distances(start: int, stop: int) -> NDArray[np.float32]:
-        block = np.empty((stop - start, len(ids)), np.float32)
+        block = np.full((stop - start, len(ids)), np.inf, np.float32)  # what is not found comes last
         step = max(1, _RANKED // len(ids))
         for low in range(start, stop, step):
             found = index.search(queries[low:min(low + step, stop)], len(ids))
-            rows = np.arange(low - start, low - start + len(found.ids))[:, None]
-            block[rows, np.searchsorted(ids, found.ids)] = sign * found.distances
+            rows, there = np.arange(low - start, low - start + len(found.ids)), found.ids >= 0
+            block[np.repeat(rows, there.sum(axis=1)), np.searchsorted(ids, found.ids[there])] = (
+                sign * found.distances[there])
         return block
     return metrics.mean_average_precision(distances, np.asarray(asked), np.asarray(labels)[ids])
 

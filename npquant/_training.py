@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from npquant import _checks, nn
-from npquant._base import clone
+from npquant._base import Estimator, clone
 from npquant.errors import DivergedError, InvalidInputError
 from npquant.nn import output as rules
 from npquant.quantizers.base import Quantizer
@@ -95,9 +95,10 @@ class Training:
 
     def _about(self, quantizer: Any, **arrays: Any) -> dict[str, Any]:
         """Return what a resumed training must have in common with its beginning."""
-        params = {name: repr(value) for name, value in self.model.get_params(deep=False).items()
+        params = {name: repr(_kept(value)) for name, value in self.model.get_params(deep=False).items()
                   if name not in (*self.model._runtime_params, "random_state", "validation", "quantizer")}
-        return {**params, "quantizer": repr(quantizer), **{name: _checksum(array) for name, array in arrays.items()}}
+        return {**params, "quantizer": repr(_kept(quantizer)),
+                **{name: _checksum(array) for name, array in arrays.items()}}
 
     @staticmethod
     def _go_on(saved: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
@@ -178,6 +179,18 @@ def named(value: Any, name: str, known: Mapping[str, Callable[[], Any]]) -> Any:
         raise InvalidInputError(f"{name} is {value!r}, wanted one of {', '.join(map(repr, known))} or an object of "
                                 f"npquant.nn: {', '.join(kind.__name__ for kind in kinds)}.")
     return value
+
+
+def _kept(value: Any) -> Any:
+    """Return a parameter as it is compared: the same before it was saved and after, whatever the threads."""
+    if isinstance(value, Estimator):
+        return type(value)(**{name: _kept(v) for name, v in value.get_params(deep=False).items()
+                              if name not in value._runtime_params})
+    if type(value) in (list, tuple):
+        return type(value)(map(_kept, value))
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state  # its repr is its address
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _checksum(array: Any) -> str | None:

@@ -180,6 +180,8 @@ class Catalyzer(Transformer):
         ------
         InvalidInputError
             Data or a parameter is wrong; the model is left as it was.
+        NotInvertibleError
+            ``output`` wants the nearest codewords, and ``quantizer`` cannot decode; the model is left as it was.
         DivergedError
             A loss or gradient was not finite; the model is left as it was at the end of the epoch before.
         KeyboardInterrupt
@@ -192,6 +194,8 @@ class Catalyzer(Transformer):
 
     def transform(self, X: Any) -> Float:
         """Return the outputs of ``X`` (n, d): float32 (n, d_out), rows of norm 1.
+
+        A vector of which the last layer makes 0, as of constant data, has the output 0.
 
         Raises
         ------
@@ -263,18 +267,21 @@ class _Trainer(_training.Training):
         self.validate_every = _checks.integer(model.validate_every, "validate_every")
         self.threads = _checks.threads(model.threads)
         self.seed = int(_checks.random_state(model.random_state).integers(2**63)) if saved is None else saved["seed"]
-        split, codec, _, _ = self._generators()
+        split, draw, _, _ = self._generators()
         self._read_data(x, split)
         self.pulled = type(self.rule) is not rules.OutputTransform
         self.codec: Quantizer | None = None
         if self.pulled or self.held is not None or model.quantizer is not None:
             quantizer = SphericalLattice.for_bits(self.d_out, 64) if model.quantizer is None else model.quantizer
-            self.codec = _training.seeded_codec(quantizer, int(codec.integers(2**31)), model.threads)
+            self.codec = _training.seeded_codec(quantizer, int(draw.integers(2**31)), model.threads)
         about = self._about(self.codec, X=x, validation=self.held)
         self.state = self._go_on(saved, about) if saved is not None else {
             "seed": self.seed, "about": about, "history": [], "best": None, **self._beginning(0)}
         if self.codec is not None:  # what does not fit is told before the training, not after an epoch
-            clone(self.codec).fit(self.state["network"].predict(self.z[:4096]))
+            outputs = self.state["network"].predict(self.z[:4096])
+            codec = clone(self.codec).fit(outputs)
+            if self.pulled:
+                codec.nearest(outputs[:1])  # the rules want codes that decode
         self.near = self._neighbours(self.x, self.x, self.n_positives)
 
     def _generators(self) -> list[np.random.Generator]:
@@ -443,7 +450,7 @@ def _in_order(layer: nn.Linear, x: Float) -> Float:
 
 
 def _weights(lam: Any) -> tuple[float, ...]:
-    if isinstance(lam, (list, tuple, np.ndarray)):
+    if isinstance(lam, (list, tuple)) or (isinstance(lam, np.ndarray) and lam.ndim):
         if not len(lam):
             raise InvalidInputError("lam is empty, wanted a number or several.")
         return tuple(_checks.number(value, "lam") for value in lam)

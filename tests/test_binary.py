@@ -416,3 +416,16 @@ def test_an_index_answers_what_the_scorer_says(codec, metric, x, tmp_path):
         near &= wanted[1][q] >= 0
         part = slice(limits[q], limits[q + 1])
         same((distances[part], found[part]), (wanted[0][q][near], wanted[1][q][near]), f"range of query {q}")
+
+
+@core
+def test_rabitq_bound_covers_what_the_rounding_of_t_hides():
+    """Next to a corner of the cube t is 1 but for 1e-8, and the error is the root of that."""
+    codec = RaBitQuantizer(random_state=0).fit([[1.0, 0.0], [-1.0, 0.0]])
+    angle = np.pi / 4 + np.logspace(-9, -2, 100)
+    turned = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    x = (turned @ codec.rotation_).astype(np.float32)
+    q = ([[-(0.5**0.5), 0.5**0.5]] @ codec.rotation_).astype(np.float32)
+    codes = codec.encode(x)
+    error = codec.scorer(q).scores(codes)[0] - ((q.astype(np.float64) - x) ** 2).sum(axis=1)
+    assert (np.abs(error) <= codec.bound(q, codes)[0] + 1e-5).all()

@@ -459,3 +459,38 @@ def test_bad_vectors_and_unfitted_use():
         model.transform(Q[:, :-1])
     with pytest.raises(InvalidInputError, match="quantizer is 3"):
         model.codec(3, X)
+
+
+# ------------------------------------------------------------------------------------------ found by a review
+
+
+@pytest.mark.parametrize(("given", "later"), [(2, None), (None, 2), (1, 2)])
+def test_a_training_goes_on_with_other_threads(given, later, tmp_path):
+    params = {"output": "gsl", "validation": 0.2, "epochs": 2,
+              "quantizer": PreTransformed(nq.PCA(4), nq.ProductQuantizer(m=2, nbits=3, threads=1, random_state=3))}
+    stopped = make(**params, threads=given, callback=stop_after(1)).fit(X)
+    nq.save(stopped, tmp_path / "stopped.npq")
+    for again in (copy.deepcopy(stopped), nq.load(tmp_path / "stopped.npq")):
+        again.set_params(callback=None, threads=later)
+        same_model(make(**params).fit(X), again.fit(X, resume=True))
+
+
+@pytest.mark.parametrize("params", [
+    {"lam": np.float32(0.1), "d_out": np.int64(8), "epochs": np.int32(2)}, {"lam": np.array([0.1, 0.2])},
+    {"lam": (np.float64(0.1), 0.2)}, {"quantizer": PreTransformed(nq.PCA(4), nq.ProductQuantizer(
+        m=2, nbits=3, random_state=np.random.default_rng(3)))}], ids=["scalars", "array", "tuple", "generator"])
+def test_a_training_with_numbers_of_numpy_goes_on_after_a_file(params, tmp_path):
+    params = {"epochs": 2, "validation": 0.2, **params}
+    stopped = make(**copy.deepcopy(params), callback=stop_after(1)).fit(X)
+    nq.save(stopped, tmp_path / "stopped.npq")
+    same_model(make(**copy.deepcopy(params)).fit(X), nq.load(tmp_path / "stopped.npq").fit(X, resume=True))
+
+
+@pytest.mark.parametrize(("params", "error"), [
+    ({"quantizer": nq.SpectralHashing(8), "output": "straight_through"}, NotInvertibleError),
+    ({"lam": np.array(0.1)}, InvalidInputError)])
+def test_what_cannot_be_leaves_the_model_as_it_was(params, error):
+    model = make(**params)
+    with pytest.raises(error, match=r"has no inverse_transform|lam must be a finite number, got array"):
+        model.fit(X)
+    assert not hasattr(model, "network_")

@@ -552,3 +552,28 @@ def test_lines_and_options_that_make_no_sense(run):
     assert "--nprobe does not go" in failed(run("search", "pq_index.npq", "queries.npy", "--nprobe", "3"), 2)
     assert "no search options" in failed(run("tune", "pq_index.npq", "queries.npy"))
     assert not os.path.exists("no.npq")
+
+
+def test_eval_of_lists_counts_what_is_not_found_as_last(run, files):
+    assert run("build", "IVF8,PQ4x4", "base.fvecs", "-o", "lists.npq")[0] == 0
+    argv = ["eval", "lists.npq", "--queries", "queries.npy", "--labels", "queries_y.npy", "--database-labels",
+            "base_y.npy", "--json"]
+    found = json.loads(run(*argv)[1])["map"]
+    index = nq.load(files / "lists.npq")
+    index_ids = np.load(files / "queries.npy")
+    distances = np.full((len(index_ids), index.ntotal), np.inf, np.float32)
+    got = index.search(index_ids, index.ntotal)
+    for row, near, ids in zip(distances, got.distances, got.ids):
+        row[ids[ids >= 0]] = near[ids >= 0]
+    wanted = nq.metrics.mean_average_precision(distances, np.load(files / "queries_y.npy"),
+                                               np.load(files / "base_y.npy"))
+    assert found == pytest.approx(wanted, abs=1e-12)
+
+
+def test_search_options_reach_the_index_behind_names(run, files):
+    x = nq.datasets.read(str(files / "base.fvecs"))
+    names = nq.IdMap(nq.index_factory("IVF4,PQ4x4", x.shape[1], random_state=0).fit(x))
+    names.add(x, [f"n{i}" for i in range(len(x))])
+    nq.save(names, files / "names.npq")
+    assert run("search", "names.npq", "queries.npy", "--nprobe", "2")[0] == 0
+    assert "--oversample" in failed(run("search", "names.npq", "queries.npy", "--oversample", "2"), 2)

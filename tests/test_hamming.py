@@ -61,6 +61,19 @@ def test_topk_is_brute_force(n, s, nq, k, few, seed, mode):
         same(hamming.topk(queries, codes, ids, k), brute_force(queries, codes, ids, every, k), f"top {k} of all")
 
 
+@pytest.mark.skipif(not have_numba(), reason="numba is not installed")
+@pytest.mark.parametrize("near", [0, 40, 300])
+@pytest.mark.parametrize("k", [50, 100, 3000])
+def test_a_guessed_limit_changes_nothing(near, k):
+    """Of many codes a sample is looked at first; where its groups hold all that is near, all is done again."""
+    queries, codes, ids, _ = make(64 * 4 * hamming._SAMPLE + 5, 8, 2, 0)
+    codes[:near] = queries[0]
+    live = np.full(-(-len(codes) // 64), 2**64 - 1, np.uint64)
+    live[1:] &= np.uint64(2**64 - 1 if near < 300 else 1 << 7)
+    with jit_mode("1"):
+        same(hamming.topk(queries, codes, ids, k, 1, live), brute_force(queries, codes, ids, live, k), f"{near} near")
+
+
 @core
 @settings(max_examples=40)
 @given(n=st.sampled_from([0, 1, 63, 64, 65, 300]), s=st.sampled_from([1, 8, 9, 16, 24, 32]), few=st.booleans(),

@@ -765,3 +765,58 @@ def test_names_are_there_while_they_come_and_go():
     for worker in workers:
         worker.join()
     assert not wrong
+
+
+@core
+@pytest.mark.parametrize("codec", ["PQ8", 64, nq.KMeans(4), nq.ProductQuantizer, None], ids=repr)
+def test_an_index_wants_a_codec(codec):
+    with pytest.raises(InvalidInputError, match="wanted a codec"):
+        nq.FlatIndex(codec)
+
+
+@core
+def test_rows_of_several_lengths_are_no_ids():
+    index = nq.FlatIndex(nq.FlatQuantizer().fit(data()))
+    index.add(data()[:3])
+    for call in (lambda: index.add(data()[:2], [[7], [8, 9]]), lambda: index.remove([[0], [1, 2]]),
+                 lambda: index.search(data()[:1], allow=[[0], [1, 2]])):
+        with pytest.raises(InvalidInputError, match="several lengths"):
+            call()
+
+
+def test_tables_of_many_queries_are_held_in_parts(monkeypatch):
+    index = nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0).fit(data()))
+    index.add(data())
+    wanted, within = index.search(data(), 7), index.range_search(data(), 1.0)
+    monkeypatch.setattr("npquant.index.base._TABLES", 70 * 2 * 16 * 4)
+    assert index._at_once(data()) == 70
+    same(tuple(index.search(data(), 7)), tuple(wanted), "results")
+    same(tuple(index.range_search(data(), 1.0)), tuple(within), "results")
+
+
+@core
+def test_names_trains_the_index_inside():
+    names = nq.IdMap(nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0)))
+    assert names.fit(data()) is names
+    names.add(data()[:2], ["a", "b"])
+    assert set(names.search(data()[0], 2).ids[0]) == {"a", "b"}
+
+
+def test_compacting_keeps_names_of_vectors_that_are_being_coded():
+    names = nq.IdMap(nq.FlatIndex(nq.FlatQuantizer().fit(data())))
+    names.add(data()[:5], list("abcde"))
+
+    def blocks():
+        yield data()[5:7]
+        names.compact()
+        names.remove(["a"])
+        names.add(data()[9:10], ["later"])
+        names.compact()
+        yield data()[7:9]
+    names.add(blocks(), list("fghi"))
+    assert sorted(names.ids.tolist()) == [*"bcdefghi", "later"]
+    assert sorted(names.search(data()[0], 9).ids[0]) == [*"bcdefghi", "later"]
+    with pytest.raises(InvalidInputError):
+        names.add([[np.nan] * D], ["failed"])
+    names.compact()
+    assert "failed" not in names

@@ -1,5 +1,6 @@
 """Inverted files: cells in exact order, lists that hold every vector once, scores bit for bit as they are defined."""
 
+import pickle
 import tempfile
 import warnings
 from functools import cache
@@ -635,3 +636,36 @@ def test_faiss_with_our_codebooks():
     ours, mine = index.search(questions(), 10, nprobe=3)
     np.testing.assert_allclose(ours, distances, rtol=1e-4, atol=1e-4)
     assert (mine == ids).mean() > 0.9  # in the order of near-ties each is free
+
+
+def test_queries_are_searched_by_memory_and_found_the_same(monkeypatch):
+    index = filled("7 lists", "PQ4")
+    asked = np.repeat(questions(), 10, axis=0)
+    wanted, within = index.search(asked, 5, nprobe=3), index.range_search(asked, 1.0, nprobe=3)
+    monkeypatch.setattr("npquant.index.ivf._PROBED", 21)
+    assert index._at_once(asked, nprobe=3) == 7
+    same(tuple(index.search(asked, 5, nprobe=3)), tuple(wanted), "results")
+    same(tuple(index.range_search(asked, 1.0, nprobe=3)), tuple(within), "results")
+
+
+def test_a_codec_that_embeds_is_normalised_behind_its_network():
+    x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32) * 30
+    model = nq.DeepQuantizer(hidden=(8,), d_out=4, epochs=1, quantizer=nq.ProductQuantizer(m=2, nbits=4),
+                             random_state=0).fit(x, np.arange(200) % 5)
+    index = nq.IVFIndex(nq.KMeans(4, random_state=0), model, "cosine").fit(x)
+    z = model.transform(x)
+    z /= np.linalg.norm(z, axis=1)[:, None]
+    wanted = nq.KMeans(4, random_state=0).fit(z).cluster_centers_
+    np.testing.assert_allclose(index.coarse.cluster_centers_, wanted, atol=1e-4)
+    index.add(x)
+    plain = nq.FlatIndex(model, "cosine")
+    plain.add(x)
+    same(tuple(index.search(x[:9], 5, nprobe=4)), tuple(plain.search(x[:9], 5)), "results")
+
+
+def test_what_can_be_made_again_is_not_pickled():
+    index = filled("7 lists", "PQ4")
+    fresh = len(pickle.dumps(index))
+    wanted = index.search(questions(), 5)
+    assert len(pickle.dumps(index)) < fresh + 20_000
+    same(tuple(pickle.loads(pickle.dumps(index)).search(questions(), 5)), tuple(wanted), "results")

@@ -292,7 +292,7 @@ def test_losses_are_json(loss):
 def test_a_wrong_gap_is_told():
     with pytest.raises(InvalidInputError, match="gap is -1"):
         nn.Triplet(-1)
-    with pytest.raises(InvalidInputError, match="eps is 0, wanted above 0"):
+    with pytest.raises(InvalidInputError, match="eps is 0, wanted at least 1e-18"):
         nn.KoLeo(0)
 
 
@@ -321,3 +321,13 @@ def test_compiled_losses_have_the_bits_of_their_twins(grid, seed, n, d, count):
     assert_array_equal(terms[0][1], terms[1][1])
     assert_array_equal(*pulls)
     assert np.isfinite(pulls[0]).all()
+
+
+@pytest.mark.core
+def test_koleo_of_the_least_eps_is_finite_and_less_is_refused():
+    for y in (np.zeros((4, 3), np.float32), np.array([[1, 0], [1, 3e-18], [0, 1]], np.float32)):
+        value, dy = nn.KoLeo(1e-18).value_and_grad(y)
+        assert np.isfinite(value)
+        assert np.isfinite(dy).all()
+    with pytest.raises(InvalidInputError, match="eps is 1e-19, wanted at least 1e-18"):
+        nn.KoLeo(1e-19)

@@ -218,3 +218,71 @@ def test_threads_change_nothing(x):
     """One thread or three."""
     index = made(x)
     same(tuple(index.search(x, 5, threads=1)), tuple(index.search(x, 5, threads=3)), "results")
+
+
+@core
+@pytest.mark.parametrize("codec", [None, nq.ScalarQuantizer("int4"), nq.SignQuantizer()], ids=repr)
+def test_everything_removed_is_nothing_found(x, codec):
+    """Whatever the order of the ids was."""
+    index = made(x[:60], codec, ids=np.random.default_rng(0).permutation(60))
+    index.remove(index.ids)
+    distances, ids = index.search(x[:3], 4)
+    assert (ids == -1).all()
+    assert (distances == np.inf).all()
+    assert index.range_search(x[:3], 1e9).lims.tolist() == [0, 0, 0, 0]
+    assert index.add(x[:5]).tolist() == [60, 61, 62, 63, 64]
+    assert (index.search(x[:5], 1, oversample=5).ids >= 60).all()
+
+
+def test_an_iterator_trains_both_codecs(x):
+    """It can be read once; what is trained is what an array trains."""
+    def new():
+        return RefineIndex(nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0)))
+    index, other = new().fit(x[i:i + 100] for i in range(0, 300, 100)), new().fit(x)
+    same(index.base.codec.codebooks_, other.base.codec.codebooks_, "codebooks")
+    same(index.codec.step_, other.codec.step_, "steps")
+
+
+@pytest.mark.parametrize("spec", ["PQ4x4", "SQ4", "PCA6,SQ8", "ITQ8", "PQ2x4,Refine(int8)"])
+def test_cosine_is_trained_on_what_it_codes(x, spec):
+    """Vectors of any length train the same codec as normalised ones."""
+    far = (x + 9) * np.linspace(1, 100, len(x), dtype=np.float32)[:, None]
+    unit = far / np.linalg.norm(far.astype(np.float64), axis=1)[:, None]
+    found = []
+    for given_ in (far, unit):
+        index = index_factory(spec, 8, "cosine", random_state=0).fit(given_)
+        index.add(far)
+        found.append(index.reconstruct(index.ids))
+        unit_error = np.square(found[-1] / np.linalg.norm(found[-1], axis=1)[:, None] - unit).sum(axis=1).mean()
+        assert unit_error < np.square(unit - unit.mean(axis=0)).sum(axis=1).mean()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+
+
+def test_candidates_are_held_for_some_queries_at_a_time(x, monkeypatch):
+    """And the results are those of one search for all."""
+    index = made(x)
+    wanted = index.search(x, 5)
+    monkeypatch.setattr("npquant.index.refine._CANDIDATES", 500)
+    same(tuple(index.search(x, 5)), tuple(wanted), "results")
+
+
+@pytest.mark.parametrize("spec", ["PQ0", "OPQ0,PQ0"])
+def test_no_blocks_are_refused(spec):
+    """By a word, not by a division by zero."""
+    with pytest.raises(InvalidInputError, match="do not divide"):
+        index_factory(spec, 8)
+
+
+def test_tuning_takes_one_query_and_refuses_an_empty_index(x):
+    """A 1-D vector is one query."""
+    index = made(x)
+    assert tune(index, x[0], 1.0, k=5).recall == 1.0
+    with pytest.raises(InvalidInputError, match="no vectors"):
+        tune(RefineIndex(flat(x)).fit(x), x)
+
+
+def test_a_product_of_zero_has_no_sign(x):
+    """Zero vectors score 0, not −0, as in an index of the second codes."""
+    distances = made(x, metric="cosine").search(np.zeros((1, 8)), 3).distances
+    assert (distances == 0).all()
+    assert not np.signbit(distances).any()

@@ -212,6 +212,52 @@ def test_many_codes(M, K):
          "within")
 
 
+@pytest.mark.parametrize("k", [10, 100, 3000])
+@pytest.mark.parametrize("kind", ["descending", "all equal", "crowded sample", "few live"])
+def test_a_guessed_bound_changes_nothing(kind, k, monkeypatch):
+    """Whether it is right or, as where all that is near lies in blocks of the sample, wrong: then all is done again."""
+    rng = np.random.default_rng(k)
+    M, n = 6, 64 * 4 * scan._SAMPLE + 5
+    numbers = rng.integers(0, 256, (n, M))
+    tables = make_tables("distances", rng, 2, M, 256)
+    if kind == "descending":  # every code survives
+        numbers = numbers[np.argsort(-plain(tables[0], numbers), kind="stable")]
+    elif kind == "all equal":
+        numbers[:] = numbers[0]
+    elif kind == "crowded sample":
+        numbers = numbers[np.argsort(plain(tables[0], numbers), kind="stable")]
+    blocks, ids, live = make_blocks(rng, numbers, 256, 0.002 if kind == "few live" else 1.0)
+    there = np.flatnonzero((live[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)).ravel())
+    wanted = [ranked(plain(table, numbers[there]), ids.ravel()[there], k) for table in tables]
+    calls = []
+    part = scan._topk_part
+    monkeypatch.setattr(scan, "_topk_part", lambda *given, **more: calls.append(more) or part(*given, **more))
+    wanted = np.stack([d for d, _ in wanted]), np.stack([i for _, i in wanted])
+    same(scan.topk(tables, blocks, ids, live, k, 1), wanted, kind)
+    if kind == "crowded sample" and k == 100:
+        assert {"sure": True} in calls  # 64 codes of block 0 are the nearest of all, and the sample holds them
+
+
+@core
+@settings(max_examples=60)
+@given(scores=st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, np.inf]) | st.floats(width=32, allow_nan=False),
+                       min_size=1, max_size=200), data=st.data())
+def test_selecting_and_sorting(scores, data):
+    """By (score, id), of any order and with any ties."""
+    names = np.array(data.draw(st.permutations(range(len(scores)))), np.int64)
+    scores, k = np.array(scores, np.float32), data.draw(st.integers(1, len(scores)))
+    some, some_names = scores.copy(), names.copy()
+    worst = scan._select(some, some_names, len(scores), k)
+    wanted = ranked(scores, names, k)
+    assert worst == wanted[0][-1]
+    kept, kept_names = np.full(k + 3, 9, np.float32), np.full(k + 3, 9)
+    kept[:k], kept_names[:k] = some[:k], some_names[:k]
+    scan._sort(kept, kept_names, k)
+    padding = np.full(3, np.inf), np.full(3, -1)
+    assert np.array_equal(kept, np.append(wanted[0], padding[0]))
+    assert np.array_equal(kept_names, np.append(wanted[1], padding[1]))
+
+
 @core
 def test_threads_are_invisible(monkeypatch):
     """Few queries: the codes are shared among threads; many: the queries are."""

@@ -49,6 +49,10 @@ class Partition:
         self.columns = scorer.columns if not residual or self._by_tables else False
         self._kept_terms: list[Float] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name != "_steps"}
+        return {**kept, "_kept_terms": None}  # both are made again where they are needed, and larger than many an index
+
     # ------------------------------------------------------------------------------------- vectors
 
     def encode(self, z: Float) -> tuple[Codes, Numbers]:

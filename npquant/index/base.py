@@ -14,12 +14,14 @@ from npquant._base import Estimator, clone
 from npquant._rows import is_stream
 from npquant.errors import InvalidInputError
 from npquant.index._store import Bits, Ids, Store, writing
-from npquant.quantizers.base import Codes, Float, Quantizer, Scorer
+from npquant.quantizers.base import Codes, Float, Quantizer, Scorer, normalized
 
 Coded = tuple[Codes, "Ids | None"]  # codes, and the lists that they belong to where there are several
 Self = TypeVar("Self", bound="Index")
 
-_QUERIES = 1024  # whose tables are held at a time
+_QUERIES = 1024  # whose tables are held at a time,
+_TABLES = 1 << 27  # if these take no more than so many bytes,
+_FEW = 64  # or of so many
 
 
 class SearchResult(NamedTuple):
@@ -60,6 +62,8 @@ class Index:
     """
 
     def __init__(self, codec: Quantizer, metric: str = "l2") -> None:
+        if not isinstance(codec, Quantizer):
+            raise InvalidInputError(f"codec is {codec!r}, wanted a codec such as ProductQuantizer(m=8).")
         self.codec = codec
         self.metric = _checks.metric(metric)
         # Stores never change: an interruption or another thread sees all of a change or nothing.
@@ -74,7 +78,8 @@ class Index:
         Parameters
         ----------
         X : array_like (n, d)
-            Or a memmap, or an iterable of blocks.
+            Or a memmap, or an iterable of blocks. For ``cosine`` it is the normalised vectors that are trained on, as
+            it is these that are coded.
 
         Raises
         ------
@@ -86,7 +91,10 @@ class Index:
             raise InvalidInputError(f"the index holds {self.ntotal} vectors, coded by what was trained before: make a "
                                     "new index, or remove them.")
         if not self.codec.__sklearn_is_fitted__():
-            self.codec = clone(self.codec).fit(X)
+            codec = clone(self.codec)
+            if self.metric == "cosine" and not embeds(codec):
+                X = normalized(codec._training_rows(X))
+            self.codec = codec.fit(X)
         return self
 
     # ------------------------------------------------------------------------------------- changing
@@ -310,14 +318,14 @@ class Index:
         if store is None or live is None or not len(q):
             nothing = np.full((len(q), k), np.inf if self.metric == "l2" else -np.inf, np.float32)
             return SearchResult(nothing, np.full((len(q), k), -1, np.int64))
-        held = min(k, store.count)
-        parts = [self._topk(q[start:start + _QUERIES], store, live, held, threads, **options)
-                 for start in range(0, len(q), _QUERIES)]
+        held, step = min(k, store.count), self._at_once(q, **options)
+        parts = [self._topk(q[start:start + step], store, live, held, threads, **options)
+                 for start in range(0, len(q), step)]
         distances, ids = parts[0]
         if len(parts) > 1 or held < k:
             distances, ids = np.full((len(q), k), np.inf, np.float32), np.full((len(q), k), -1, np.int64)
             for i, (scores, names) in enumerate(parts):
-                rows = slice(i * _QUERIES, i * _QUERIES + len(scores))
+                rows = slice(i * step, i * step + len(scores))
                 distances[rows, :held], ids[rows, :held] = scores, names
         if self.metric != "l2":
             np.negative(distances, out=distances)
@@ -330,8 +338,9 @@ class Index:
         lims = np.zeros(len(q) + 1, np.int64)
         scores, found = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         if store is not None and live is not None:
-            for start in range(0, len(q), _QUERIES):
-                rows = slice(start, start + _QUERIES)
+            step = self._at_once(q, **options)
+            for start in range(0, len(q), step):
+                rows = slice(start, start + step)
                 limits, some, names = self._within(q[rows], store, live, bound[rows], threads, **options)
                 lims[start + 1:start + len(limits)] = limits[1:] + lims[start]
                 scores.append(some)
@@ -347,7 +356,7 @@ class Index:
         live = None if store is None or not store.count else store.live
         if allow is None:
             return q, store, live
-        given = np.asarray(allow)
+        given = _plain(allow, "allow")
         if given.dtype == np.bool_:
             held = 0 if store is None else store.count
             if given.shape != (held,):
@@ -404,7 +413,7 @@ class Index:
 
     @staticmethod
     def _check_ids(ids: Any, name: str) -> Ids:
-        array = np.asarray(ids)
+        array = _plain(ids, name)
         if array.ndim != 1 or array.dtype.kind not in "iu":
             if array.size == 0 and array.ndim == 1:
                 return np.empty(0, np.int64)
@@ -430,6 +439,11 @@ class Index:
     def _decoded(self, store: Store, slots: Ids) -> Float:
         """Return the vectors that stand at ``slots``, which hold some."""
         return self.codec.decode(store.codes(slots))
+
+    def _at_once(self, q: Float, **options: Any) -> int:
+        """Return how many of the queries ``q`` are searched for at a time, by the memory that they take."""
+        tables = self._scorer(q[:1]).tables if len(q) > _FEW else None
+        return _QUERIES if tables is None else max(_FEW, min(_QUERIES, _TABLES // tables.nbytes))
 
     def _freeze(self) -> None:
         """Keep the trained parts as they are: what is fitted anew later must not change what codes mean."""
@@ -472,7 +486,6 @@ class Index:
             raise InvalidInputError(f"an id is {store.names().max()}, and the next one {self._next_id}.")
         self._store = store
 
-
     def _takes_all_codes(self, code_size: int) -> bool:
         """Whether all bytes are codes of the codec: no codec refuses others, and takes 255 everywhere."""
         try:
@@ -507,6 +520,18 @@ def _content(model: Estimator) -> dict[str, Any]:
     if hasattr(model, "_get_state") and model.__sklearn_is_fitted__():
         return {"params": params, "fitted": model._get_state()}
     return {"params": params, "fitted": {name: value for name, value in vars(model).items() if name.endswith("_")}}
+
+
+def embeds(codec: Quantizer) -> bool:
+    """Whether what is normalised for ``cosine`` is not the vectors given, but what the codec makes of them first."""
+    return type(codec)._embed is not Quantizer._embed
+
+
+def _plain(values: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise InvalidInputError(f"{name} must be 1-D, got rows of several lengths.") from None
 
 
 def _extended(store: Store, parts: list[Coded], names: Ids) -> Store:

@@ -112,7 +112,7 @@ def index_factory(spec: str, d: int, metric: str = "l2", *, random_state: Any = 
         raise InvalidInputError(f"{spec!r} has {parts[0] if parts else 'nothing'!r} where a codec is wanted. The form "
                                 f"is {_GRAMMAR}.")
     if isinstance(codec, ProductQuantizer):
-        if width % codec.m:
+        if codec.m < 1 or width % codec.m:
             raise InvalidInputError(f"{spec!r}: {codec.m} blocks do not divide the dimension {width}.")
         if rotated is not None:
             if rotated != codec.m:
@@ -219,7 +219,9 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
     """
     recall, k = _checks.number(recall, "recall", high=1.0), _checks.integer(k, "k")
     ladder = _settings(index, k)
-    queries = np.asarray(Q)
+    queries = index.codec._vectors(Q, "Q", min_rows=1)
+    if not index.ntotal:
+        raise InvalidInputError("the index holds no vectors: there is nothing to find. Add them first.")
     if truth is None:
         wanted = index.search(queries, k, threads=threads, **ladder[-1][-1]).ids
     else:
@@ -237,6 +239,8 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
             measured.append((share, float(np.median(seconds)) / max(1, len(queries)), options))
             if share == 1.0:
                 break
+        if share == 1.0 and options is group[0]:
+            break
     enough = [entry for entry in measured if entry[0] >= recall]
     best = min(enough, key=lambda entry: entry[1]) if enough else max(measured, key=lambda entry: entry[0])
     front = sorted((entry for entry in measured if not any(

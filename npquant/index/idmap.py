@@ -55,6 +55,16 @@ class IdMap:
         self.index = index
         self._names = _Names.empty()
 
+    def fit(self, X: Any, y: Any = None) -> IdMap:
+        """Train what is not fitted yet of the index inside on ``X``, as its ``fit`` does; ``y`` is ignored.
+
+        Raises
+        ------
+        InvalidInputError
+        """
+        self.index.fit(X)
+        return self
+
     def add(self, X: Any, ids: Any) -> None:
         """Encode and add vectors under names.
 
@@ -130,7 +140,7 @@ class IdMap:
         """Free the memory of removed vectors and their names, and of the room to grow."""
         with writing():
             self.index.compact()
-            self._names = self._names.only(self.index.ids)
+            self._names = self._names.only(self._names.known(self.index.ids))
 
     def search(self, queries: Any, k: int = 10, *, allow: Any = None, **options: Any) -> SearchResult:
         """Return the ``k`` nearest of each query, as the index inside; ``ids`` (nq, k) are str, ``None`` where none is.
@@ -318,6 +328,10 @@ class _Names:
         self._more.update(zip(numbers, names))
         known.update(zip(names, numbers))
         self.next = first + len(names)
+
+    def known(self, held: Ids) -> Ids:
+        """Return the ids that have a name: those ``held``, and those whose vectors are still being coded."""
+        return np.array(list(self.numbers().values()), np.int64) if self.next else held
 
     def without(self, names: list[str]) -> _Names:
         """Return a map that does not know ``names`` any more; under the lock."""

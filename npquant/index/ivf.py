@@ -15,7 +15,7 @@ from npquant._rows import blocks, is_stream, row_count, training_rows
 from npquant.errors import InvalidInputError
 from npquant.index._partition import Lists, Partition
 from npquant.index._store import Bits, Ids, Store
-from npquant.index.base import Coded, Index, RangeResult, SearchResult, alike
+from npquant.index.base import Coded, Index, RangeResult, SearchResult, alike, embeds
 from npquant.index.multi import InvertedMultiIndex, cells_of
 from npquant.kernels._pool import run_blocks
 from npquant.kmeans import KMeans
@@ -26,6 +26,7 @@ from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransfo
 
 _PROBES = 8
 _ROWS = 4096  # coded by a thread at a time
+_PROBED = 1 << 22  # lists of some queries, held at a time
 
 
 class IVFIndex(Index):
@@ -82,8 +83,6 @@ class IVFIndex(Index):
         if not isinstance(coarse, (KMeans, InvertedMultiIndex)):
             raise InvalidInputError(f"coarse is {coarse!r}, wanted KMeans(n_clusters) or "
                                     "InvertedMultiIndex(n_codewords).")
-        if not isinstance(codec, Quantizer):
-            raise InvalidInputError(f"codec is {codec!r}, wanted a codec such as ProductQuantizer(m=8).")
         super().__init__(codec, metric)
         self.coarse = coarse
         inner = _innermost(codec)
@@ -123,12 +122,15 @@ class IVFIndex(Index):
         words = self.coarse.n_clusters if isinstance(self.coarse, KMeans) else self.coarse.n_codewords
         limit = max(256 * _checks.integer(words, "the size of coarse"), 65_536)
         x = training_rows(X, limit, self.coarse.random_state)
-        if self.metric == "cosine":
+        if self.metric == "cosine" and not embeds(self.codec):
             x = normalized(x)
         codec, coarse, fresh = self.codec, self.coarse, not self.codec.__sklearn_is_fitted__()
         if fresh and (not self.residual or isinstance(codec, PreTransformed)):
             codec = clone(codec).fit(x)
-        z = codec._scored(codec._embed(x))[1] if codec.__sklearn_is_fitted__() else x
+        z = x
+        if codec.__sklearn_is_fitted__():
+            z = codec._embed(x)
+            z = codec._scored(normalized(z) if self.metric == "cosine" and embeds(codec) else z)[1]
         if not coarse.__sklearn_is_fitted__():
             coarse = clone(coarse).fit(z)
         if fresh and self.residual:
@@ -225,8 +227,9 @@ class IVFIndex(Index):
 
     def _made(self) -> Partition:
         """Return the partition of the vectors held, or of those to come."""
-        if self._partition is not None and self.ntotal:
-            return self._partition
+        partition = self._partition  # another thread may empty the index, and put a new one there
+        if partition is not None and self.ntotal:
+            return partition
         self.codec._check_fitted()
         self.coarse._check_fitted()
         codec = self.codec._scored(np.empty((0, self.codec.n_features_in_), np.float32))[0]
@@ -252,6 +255,9 @@ class IVFIndex(Index):
                 parts = run_blocks(partial(_coded_rows, partition, z), len(z), _ROWS,
                                    _checks.threads(self.codec.threads))
                 yield np.concatenate([codes for codes, _ in parts]), np.concatenate([lists for _, lists in parts])
+
+    def _at_once(self, q: Float, **options: Any) -> int:
+        return max(1, min(super()._at_once(q), _PROBED // options["nprobe"]))
 
     def _decoded(self, store: Store, slots: Ids) -> Float:
         if not self.residual:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from npquant import _checks
-from npquant._rows import blocks, is_stream
+from npquant._rows import blocks, is_stream, training_rows
 from npquant.errors import InvalidInputError
 from npquant.index._store import Ids, Store, writing
 from npquant.index.base import Coded, Index, RangeResult, SearchResult
@@ -19,6 +19,7 @@ from npquant.quantizers.base import DecodingScorer, Float, Quantizer, normalized
 from npquant.quantizers.scalar import ScalarQuantizer
 
 _DECODED = 1 << 22  # numbers of candidates decoded at a time
+_CANDIDATES = 1 << 22  # held at a time
 
 
 class RefineIndex(Index):
@@ -107,6 +108,8 @@ class RefineIndex(Index):
             ``X`` is wrong, or the index holds vectors already.
         """
         base, kept = self._copies()
+        if is_stream(X) and iter(X) is X:  # it can be read once, and there are two to train
+            X = training_rows(X, None, None)
         self._both = base.fit(X), kept.fit(X)
         return self
 
@@ -215,10 +218,14 @@ class RefineIndex(Index):
         options = {} if nprobe is None else {"nprobe": nprobe}
         q = kept.codec._vectors(queries, "queries")
         wanted = max(1, min(k * oversample, base.ntotal))
-        names = base.search(q, wanted, allow=allow, threads=threads, **options).ids
-        distances, ids = self._ranked(q, names, k, kept, threads)
+        distances, ids = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
+        step = max(1, _CANDIDATES // wanted)
+        for start in range(0, max(1, len(q)), step):
+            rows = slice(start, start + step)
+            names = base.search(q[rows], wanted, allow=allow, threads=threads, **options).ids
+            distances[rows], ids[rows] = self._ranked(q[rows], names, k, kept, threads)
         if self.metric != "l2":
-            np.negative(distances, out=distances)
+            np.subtract(np.float32(0), distances, out=distances)  # no zero becomes −0
         return SearchResult(distances, ids)
 
     def range_search(self, queries: Any, radius: Any, *, allow: Any = None,
@@ -232,7 +239,7 @@ class RefineIndex(Index):
 
     def _ranked(self, q: Float, names: Ids, k: int, kept: FlatIndex, threads: int | None) -> tuple[Float, Ids]:
         store = kept._store
-        if store is None or not names.size:
+        if store is None or not store.count or not names.size:
             return np.full((len(q), k), np.inf, np.float32), np.full((len(q), k), -1, np.int64)
         slots = self._found(store, names.ravel()).reshape(names.shape)
         x = kept.codec._embed(q)

@@ -19,6 +19,7 @@ from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import Kernel, kernel
 from npquant.kernels._pool import run_blocks
+from npquant.kernels.scan import _parted, _select, _sort
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -28,6 +29,7 @@ Words = NDArray[np.uint64]
 _GROUP = 64  # codes looked at together: the bits of one word of the mask
 _QUERIES = 16  # queries that pass over a piece of the codes while it is in the cache
 _PIECE = 1 << 15  # words of codes in that piece: 256 KB
+_SAMPLE = 256  # of so many groups one is looked at first, for a limit
 _PADDED = 1 << 14  # codes padded to whole words at a time
 _ONES_IN_BYTE = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
@@ -95,43 +97,50 @@ def _next_near(words, query, near, group, stop, limit):
         _near(words, query, near, group, stop, limit)
 
 
-def _offer(scores, names, size, score, name):
-    """Put (score, name) into a heap of ``size`` entries, worst on top; a full one loses its worst. Return its size."""
-    if size < scores.shape[0]:  # sift the newcomer up
-        at = size
-        while at > 0:
-            above = (at - 1) // 2
-            if scores[above] > score or (scores[above] == score and names[above] > name):
-                break
-            scores[at] = scores[above]
-            names[at] = names[above]
-            at = above
-        scores[at] = score
-        names[at] = name
-        return size + 1
-    if score < scores[0] or (score == scores[0] and name < names[0]):
-        _sink(scores, names, size, score, name)
-    return size
+def _first_limit(query, words, live, k):
+    """Return a distance within which k codes are, but for once in some thousand times, of groups of one in 256."""
+    groups = words.shape[0] // (64 * _SAMPLE)
+    most = 64 * query.shape[0]
+    if groups < 4 or k < 32:  # it would cost more than it saves
+        return most
+    share = k / _SAMPLE
+    left = share + 3.5 * np.sqrt(share) + 2
+    of_distance = np.zeros(most + 1, np.int64)
+    for g in range(groups):
+        group = g * _SAMPLE
+        for i in range(64):
+            alive = (live[group] >> np.uint64(i)) & np.uint64(1)
+            of_distance[_distance(query, words, 64 * group + i)] += np.int64(alive)
+    for distance in range(most):
+        left -= of_distance[distance]
+        if left <= 0:
+            return distance
+    return most
 
 
-def _sink(scores, names, size, score, name):
-    """Put (score, name) at the top of a heap of ``size`` entries and let it sink to its place."""
-    at = 0
-    while True:
-        below = 2 * at + 1
-        if below >= size:
+def _collect(q, queries, words, live, ids, near, begin, stop, k, room, kept, names, sizes, limits):
+    """Keep, of the groups from ``begin`` to before ``stop``, the codes that may be among the k nearest of query q."""
+    size = sizes[q]
+    group = np.int64(begin)
+    while group < stop:
+        _next_near(words, queries[q], near, group, stop, limits[q])
+        group = np.int64(near[0])
+        if group == stop:
             break
-        right = below + 1
-        if right < size and (scores[right] > scores[below]
-                             or (scores[right] == scores[below] and names[right] > names[below])):
-            below = right
-        if score > scores[below] or (score == scores[below] and name > names[below]):
-            break
-        scores[at] = scores[below]
-        names[at] = names[below]
-        at = below
-    scores[at] = score
-    names[at] = name
+        mask = near[1] & live[group]
+        few = size < k
+        while mask != np.uint64(0):
+            lowest = mask & (~mask + np.uint64(1))
+            mask ^= lowest
+            i = 64 * group + _ones(lowest - np.uint64(1))
+            kept[q, size] = np.float32(_distance(queries[q], words, i))
+            names[q, size] = ids[i]
+            size += 1
+        if size >= (k if few else room):
+            limits[q] = np.int64(_select(kept[q], names[q], size, k))
+            size = k
+        group += 1
+    sizes[q] = size
 
 
 def _level(level: str) -> dict[str, Any]:
@@ -145,9 +154,12 @@ def _level(level: str) -> dict[str, Any]:
     lanes = next((lanes for name, lanes in _LANES.items() if level.startswith(name)), 0)
     fast = {W: simd.intrinsic(partial(near_vectors, lanes, W), ("words", "query", "near"), ("group", "stop", "limit"))
             if lanes else near for W in (1, 2, 4)}
-    sink = compiled(_sink)
-    return {"_ones": compiled(_ones), "_distance": distance, "_sink": sink, "_offer": compiled(_offer, _sink=sink),
-            "_next_near": compiled(_next_near, _near=near, **{f"_near_{W}": code for W, code in fast.items()})}
+    parted = compiled(_parted)
+    select, ones = compiled(_select, _parted=parted), compiled(_ones)
+    find = compiled(_next_near, _near=near, **{f"_near_{W}": code for W, code in fast.items()})
+    return {"_ones": ones, "_distance": distance, "_next_near": find, "_select": select,
+            "_sort": compiled(_sort, _parted=parted), "_first_limit": compiled(_first_limit, _distance=distance),
+            "_collect": compiled(_collect, _next_near=find, _ones=ones, _distance=distance, _select=select)}
 
 
 _LANES = {"avx512": 8, "avx2": 4, "neon": 2}  # words of a vector
@@ -263,49 +275,50 @@ def hamming_topk(queries, words, live, ids, sizes, distances, found):
     """Merge the live of ``words`` (n, W), named ``ids`` (n,), into the k nearest so far of ``queries`` (nq, W).
 
     ``sizes`` (nq,) says how many of ``distances`` and ``found`` (nq, k) are taken: ordered by (distance, id), before
-    and after. In between they are heaps, the worst on top.
+    and after. In between a few more than k are kept, of which the k best are selected when there are so many.
     """
     n, W = words.shape
     nq, k = distances.shape
     near = np.empty(2, np.uint64)
+    room = k + k // 4 + 4
+    kept = np.empty((nq, room + 64), np.float32)
+    names = np.empty(kept.shape, np.int64)
+    limits = np.empty(nq, np.int64)
+    guessed = np.empty(nq, np.bool_)
     for q in range(nq):
-        for i in range(sizes[q] // 2):  # from the worst to the best is a heap
-            j = sizes[q] - 1 - i
-            distances[q, i], distances[q, j] = distances[q, j], distances[q, i]
-            found[q, i], found[q, j] = found[q, j], found[q, i]
+        for i in range(sizes[q]):
+            kept[q, i] = distances[q, i]
+            names[q, i] = found[q, i]
+        limits[q] = np.int64(distances[q, k - 1]) if sizes[q] == k else 64 * W
+        guessed[q] = sizes[q] == 0
+        if guessed[q]:
+            limits[q] = _first_limit(queries[q], words, live, k)
     whole = n // 64  # groups
     step = max(1, _PIECE // (64 * W))
     for begin in range(0, whole, step):
         stop = min(whole, begin + step)
         for q in range(nq):
-            group = np.int64(begin)
-            while group < stop:
-                limit = np.int64(64 * W)
-                if sizes[q] == k:
-                    limit = np.int64(distances[q, 0])
-                _next_near(words, queries[q], near, group, stop, limit)
-                group = np.int64(near[0])
-                if group == stop:
-                    break
-                mask = near[1] & live[group]
-                while mask != np.uint64(0):
-                    lowest = mask & (~mask + np.uint64(1))
-                    mask ^= lowest
-                    i = 64 * group + _ones(lowest - np.uint64(1))
-                    score = np.float32(_distance(queries[q], words, i))
-                    sizes[q] = _offer(distances[q], found[q], sizes[q], score, ids[i])
-                group += 1
+            _collect(q, queries, words, live, ids, near, begin, stop, k, room, kept, names, sizes, limits)
     for q in range(nq):
+        if guessed[q] and sizes[q] < k:  # once more, whatever the distance
+            sizes[q] = 0
+            limits[q] = 64 * W
+            _collect(q, queries, words, live, ids, near, 0, whole, k, room, kept, names, sizes, limits)
+    for q in range(nq):
+        size = sizes[q]
         for i in range(64 * whole, n):
             if (live[whole] >> np.uint64(i - 64 * whole)) & np.uint64(1):
-                score = np.float32(_distance(queries[q], words, i))
-                sizes[q] = _offer(distances[q], found[q], sizes[q], score, ids[i])
-        for last in range(sizes[q] - 1, 0, -1):  # the worst goes last, again and again
-            score = distances[q, last]
-            name = found[q, last]
-            distances[q, last] = distances[q, 0]
-            found[q, last] = found[q, 0]
-            _sink(distances[q], found[q], last, score, name)
+                kept[q, size] = np.float32(_distance(queries[q], words, i))
+                names[q, size] = ids[i]
+                size += 1
+        if size > k:
+            _select(kept[q], names[q], size, k)
+            size = k
+        _sort(kept[q], names[q], size)
+        for i in range(size):
+            distances[q, i] = kept[q, i]
+            found[q, i] = names[q, i]
+        sizes[q] = size
 
 
 def _within_twin(queries: Words, words: Words, live: NDArray[np.uint64], ids: Ids, radius: Ids, ends: Ids,

@@ -9,6 +9,7 @@ is said; whatever is given tables (nq, M, K) sees from the width of the codes wh
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ measure_sum: Any = None
 quantize: Any = None
 lowest: Any = None
 
+_TOGETHER = 48  # codes that pass are scored when there are so many
+_SPARE = 32  # more than k and a half of it are kept before the k best are selected
 _QUERIES = 8  # queries handed to one task
 _TWIN_ROWS = 1 << 16
 
@@ -274,31 +277,128 @@ def _push(heap, names, size, score, name):
     return size
 
 
-def _sort(heap, names, size):
-    """Sort a heap in place, the best first, and pad what is beyond."""
-    for last in range(size - 1, 0, -1):  # the worst goes last, again and again
-        score = heap[last]
-        name = names[last]
-        heap[last] = heap[0]
-        names[last] = names[0]
-        _sift_down(heap, names, last, score, name)
-    for i in range(size, heap.shape[0]):
-        heap[i] = np.inf
+def _parted(scores, names, low, high):
+    """Part the entries from ``low`` to before ``high`` by one of them; return its place, the less before it.
+
+    Without a branch that depends on what is compared: none could be foreseen.
+    """
+    middle = (low + high) // 2
+    first = scores[low]
+    last = scores[high - 1]
+    if (scores[middle] < first) == (first < last):  # the median of three
+        middle = low
+    elif (scores[middle] < last) == (last < first):
+        middle = high - 1
+    score = scores[middle]
+    name = names[middle]
+    scores[middle] = scores[high - 1]
+    names[middle] = names[high - 1]
+    at = low
+    for i in range(low, high - 1):
+        other = scores[i]
+        other_name = names[i]
+        scores[i] = scores[at]
+        names[i] = names[at]
+        scores[at] = other
+        names[at] = other_name
+        at += np.int64((other < score) | ((other == score) & (other_name < name)))
+    scores[high - 1] = scores[at]
+    names[high - 1] = names[at]
+    scores[at] = score
+    names[at] = name
+    return at
+
+
+def _select(scores, names, size, k):
+    """Bring the k best of ``size`` entries to the front, in no order; return the worst of their scores."""
+    low = np.int64(0)
+    high = np.int64(size)
+    while high - low > 1:
+        at = _parted(scores, names, low, high)
+        if at < k:
+            low = at + 1
+        if at >= k - 1:
+            high = at
+    return scores[k - 1]
+
+
+def _sort(scores, names, size):
+    """Sort the first ``size`` entries, the best first, and pad what is beyond."""
+    ends = np.empty(64, np.int64)  # of parts yet to be sorted, the longer ones: each is half of the one before
+    depth = 0
+    low = np.int64(0)
+    high = np.int64(size)
+    while True:
+        while high - low > 12:
+            at = _parted(scores, names, low, high)
+            if at - low < high - at - 1:
+                ends[depth], ends[depth + 1] = at + 1, high
+                high = at
+            else:
+                ends[depth], ends[depth + 1] = low, at
+                low = at + 1
+            depth += 2
+        for i in range(low + 1, high):
+            score = scores[i]
+            name = names[i]
+            at = i
+            while at > low and (scores[at - 1] > score or (scores[at - 1] == score and names[at - 1] > name)):
+                scores[at] = scores[at - 1]
+                names[at] = names[at - 1]
+                at -= 1
+            scores[at] = score
+            names[at] = name
+        if depth == 0:
+            break
+        depth -= 2
+        low, high = ends[depth], ends[depth + 1]
+    for i in range(size, scores.shape[0]):
+        scores[i] = np.inf
         names[i] = -1
 
 
-def _one(tables, terms, q, which, bias, blocks, b, slot):
-    """Return the score of one code: the same sum as ``_score_block`` makes."""
+def _settle(tables, terms, q, which, bias, blocks, ids, places, count, sums, most, scores, names, size):
+    """Append those of the codes at ``count`` places (64 · block + slot) that score at most ``most``; return the size.
+
+    What there is no more room for is counted. Four sums are made side by side, as one waits for each of its additions.
+    """
     M = tables.shape[1]
     packed = blocks.shape[1] < M
-    score = bias
-    for m in range(M):
-        number = (blocks[b, m // 2, slot] >> np.uint8(4 * (m % 2))) & np.uint8(15) if packed else blocks[b, m, slot]
-        if terms.shape[0]:
-            score += tables[q, m, number] + terms[which, m, number]
-        else:
-            score += tables[q, m, number]
-    return score if score == score else np.float32(np.inf)
+    added = terms.shape[0] > 0
+    low = np.uint8(15)
+    for i in range(0, count, 4):
+        p0 = places[i]
+        p1 = places[min(i + 1, count - 1)]
+        p2 = places[min(i + 2, count - 1)]
+        p3 = places[min(i + 3, count - 1)]
+        s0 = s1 = s2 = s3 = bias
+        for m in range(M):
+            j = m // 2 if packed else m
+            n0 = blocks[p0 >> 6, j, p0 & 63]
+            n1 = blocks[p1 >> 6, j, p1 & 63]
+            n2 = blocks[p2 >> 6, j, p2 & 63]
+            n3 = blocks[p3 >> 6, j, p3 & 63]
+            if packed:
+                shift = np.uint8(m % 2 * 4)
+                n0, n1, n2, n3 = (n0 >> shift) & low, (n1 >> shift) & low, (n2 >> shift) & low, (n3 >> shift) & low
+            if added:
+                s0 += tables[q, m, n0] + terms[which, m, n0]
+                s1 += tables[q, m, n1] + terms[which, m, n1]
+                s2 += tables[q, m, n2] + terms[which, m, n2]
+                s3 += tables[q, m, n3] + terms[which, m, n3]
+            else:
+                s0 += tables[q, m, n0]
+                s1 += tables[q, m, n1]
+                s2 += tables[q, m, n2]
+                s3 += tables[q, m, n3]
+        sums[i], sums[i + 1], sums[i + 2], sums[i + 3] = s0, s1, s2, s3
+    for i in range(count):
+        score = sums[i] if sums[i] == sums[i] else np.float32(np.inf)
+        if size < scores.shape[0]:
+            scores[size] = score
+            names[size] = ids[places[i] >> 6, places[i] & 63]
+        size += np.int64(score <= most)
+    return size
 
 
 def _fill(tables, terms, q, which, width, numbers):
@@ -327,6 +427,9 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
     254 where sums are of 8 bits, and near 16 a look-up where they are longer, and anew when the k-th best has come
     down so far that the limit is a coarse one. Nothing is left out while there is no k-th best, or where a table is
     not finite or so large that sums may overflow.
+
+    The places of codes that pass are noted, and scored some dozens together. What is no worse than the k-th best known
+    is kept, and when k / 2 more than k are, the k best of them are selected, in time that does not grow with log k.
     """
     nq, M, K = tables.shape
     s = blocks.shape[1]
@@ -340,7 +443,7 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
     width = (K + 15) // 16 * 16
 
     flat = order.shape[0] == 0
-    total = blocks.shape[0] if flat else 1
+    total = max(1, blocks.shape[0]) if flat else 1
     chunk = max(64, CHUNK // (64 * s)) if flat else 1
     states = nq if flat else 1
     quantized = np.zeros((states, s * entries), np.uint8)
@@ -350,16 +453,21 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
     slack = np.empty(states, np.float64)
     sizes = np.zeros(nq, np.int64)
     numbers = np.empty(M * width, np.float32)
-    scores = np.empty(64, np.float32)
-    row = np.empty(K, np.float32)
+    room = k + k // 2 + _SPARE if flat else k + k // 4 + 4  # lists come in a good order: know the k-th best early
+    held = np.empty((states if within == 0 else 0, room + _TOGETHER + 64 * GROUP), np.float32)
+    held_names = np.empty(held.shape, np.int64)
+    most_of = bound.copy()
+    places = np.empty(_TOGETHER + 64 * GROUP, np.int64)
+    sums = np.empty(places.shape[0] + 4, np.float32)
     chosen = np.zeros(GROUP, np.int64)
     masks = np.zeros(GROUP, np.uint64)
     for first in range(0, total, chunk):
         for q in range(nq):
             z = q if flat else 0
-            heap = distances[q]
-            names = found[q]
+            kept = held[z] if within == 0 else distances[q]
+            names = held_names[z] if within == 0 else found[q]
             size = sizes[q]
+            limit_score = most_of[q]
             table = quantized[z]
             span = spans[z]
             for p in range(probes.shape[1]):
@@ -371,8 +479,18 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
                 if first == 0:
                     scale[z, 0] = -1
                 limit = np.int64(-1)  # none yet
-                limit_score = heap[0] if within == 0 and size == k else bound[q]
-                while i < end:
+                noted = 0
+                while i < end or noted > 0:
+                    if i >= end or noted >= _TOGETHER or (within == 0 and size < k <= size + noted):
+                        few = size < k
+                        size = _settle(tables, terms, q, which, bias[q, p], blocks, ids, places, noted, sums,
+                                       limit_score, kept, names, size)
+                        noted = 0
+                        if within == 0 and size >= (k if few else room):
+                            limit_score = min(limit_score, _select(kept, names, size, k))
+                            limit = np.int64(-1)
+                            size = k
+                        continue
                     if limit < 0 and limit_score < np.inf:
                         fresh = scale[z, 0] < 0
                         budget = np.inf if fresh else np.float64(limit_score) - offset[z] + slack[z]
@@ -402,7 +520,8 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
                                     quantize(numbers, span, scale[z], table, m * width, width, 2 * m,
                                              m // 2 * 32 + m % 2 * 16 if packed else m * entries)
                         if budget < 0:
-                            break
+                            i = end
+                            continue
                         if budget < np.inf:
                             limit = np.int64(min(budget * scale[z, 0] * (1 + 1e-9) + 5e-5 * M, np.float64(most)))
                     if limit < 0:
@@ -410,7 +529,6 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
                         i += 1
                         if live[b] == 0:
                             continue
-                        _score_block(tables, terms, q, which, bias[q, p], blocks, b, scores, row)
                         chosen[0] = b
                         masks[0] = live[b]
                         count = 1
@@ -444,32 +562,26 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
                             hit = bytes_short(blocks, table, live, chosen, masks, s, limit)
                         if hit == 0:
                             continue
-                    exact = limit < 0
                     for g in range(count):
                         left = masks[g]
-                        b = chosen[g]
+                        first_place = 64 * chosen[g]
                         while left != 0:
-                            slot = lowest(left)
+                            places[noted] = first_place + lowest(left)
                             left &= left - np.uint64(1)
-                            score = scores[slot] if exact else _one(tables, terms, q, which, bias[q, p], blocks, b,
-                                                                    slot)
-                            if score > limit_score:
-                                continue
-                            if within == 0:
-                                size = _push(heap, names, size, score, ids[b, slot])
-                                if size == k and heap[0] < limit_score:
-                                    limit_score = heap[0]
-                                    limit = np.int64(-1)
-                            elif score <= limit_score:
-                                if size < k:
-                                    heap[size] = score
-                                    names[size] = ids[b, slot]
-                                size += 1
+                            noted += 1
             sizes[q] = size
-    for q in range(nq):
-        counts[q] = sizes[q]
-        if within == 0:
-            _sort(distances[q], found[q], sizes[q])
+            most_of[q] = limit_score
+            if first + chunk < total:
+                continue
+            if within == 0:
+                if size > k:
+                    _select(kept, names, size, k)
+                    size = k
+                for j in range(size):
+                    distances[q, j] = kept[j]
+                    found[q, j] = names[j]
+                _sort(distances[q], found[q], size)
+            counts[q] = size
 
 
 def _search_level(level: str) -> dict[str, Any] | None:
@@ -478,7 +590,7 @@ def _search_level(level: str) -> dict[str, Any] | None:
 
 
 @kernel("f4:3 f4:3 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:1 i8 f4:2w i8:2w i8:1w", twin=_search_twin,
-        work=_search_work, helpers=(_score_block, _one, _fill, _sift_down, _push, _sort),
+        work=_search_work, helpers=(_score_block, _settle, _fill, _sift_down, _push, _parted, _select, _sort),
         tiled=(_search_tiled, _search_level))
 def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found, counts):
     """Write, of the live codes of the probed lists that score at most ``bound`` (nq,), the k best of each query.
@@ -514,8 +626,9 @@ def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bou
             _sort(distances[q], found[q], size)
 
 
-# Of so many blocks, one is scanned first for an upper bound on the k-th score: codes in the worst order (each nearer
-# than all before) then cost little more than in any other.
+# Of so many blocks, one is scanned first for an upper bound on the k-th score: its k-th, or a better one that is nearly
+# always right, which the number of codes found within it tells. Codes in the worst order (each nearer than all before)
+# then cost little more than in any other.
 _SAMPLE = 64
 _CAPACITY = 1024  # results of a range search that a query has room for at first
 
@@ -589,17 +702,28 @@ _GROUP = 32  # queries whose tables lie in the second cache beside a chunk of co
 _PIECE = 1 << 15  # blocks that are worth the start of a thread
 
 
-def _topk_part(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64], k: int) -> tuple[Float, Ids]:
+def _topk_part(tables: Float, blocks: Codes, ids: Ids, live: NDArray[np.uint64], k: int,
+               sure: bool = False) -> tuple[Float, Ids]:
     whole, nq, nb = _Whole(tables), len(tables), len(blocks)
-    distances, found, counts = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64), np.empty(nq, np.int64)
+
+    def search(start: Ids, order: Ids, bound: Float, k: int) -> tuple[Float, Ids, Ids]:
+        distances, found, counts = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64), np.empty(nq, np.int64)
+        adc_search(tables, whole.terms, whole.bias, whole.probes, start, order, blocks, ids, live, bound, 0, distances,
+                   found, counts)
+        return distances, found, counts
     bound = np.full(nq, np.inf, np.float32)
+    rank = k
     if nb >= 4 * _SAMPLE:
         order = np.arange(0, nb, _SAMPLE)
-        adc_search(tables, whole.terms, whole.bias, whole.probes, np.array([0, len(order)]), order, blocks, ids, live,
-                   bound, 0, distances, found, counts)
-        bound = distances[:, -1].copy()  # padding is +inf, which bounds nothing
-    adc_search(tables, whole.terms, whole.bias, whole.probes, np.array([0, nb]), whole.order, blocks, ids, live, bound,
-               0, distances, found, counts)
+        if not sure:  # k codes are nearer than the sample's rank-th but for once in some thousand times
+            share = k * len(order) / nb
+            rank = min(k, math.ceil(share + 3.5 * math.sqrt(share) + 2))
+        bound = search(np.array([0, len(order)]), order, bound, rank)[0][:, -1].copy()  # +inf, of padding, is none
+    distances, found, counts = search(np.array([0, nb]), whole.order, bound, k)
+    if rank < k and counts.min(initial=k) < k:
+        again = np.flatnonzero((counts < k) & (bound < np.inf))
+        if len(again):
+            distances[again], found[again] = _topk_part(tables[again], blocks, ids, live, k, sure=True)
     return distances, found
 
 

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from npquant.kernels import _scan_ir, scan, simd
 from npquant.kernels._jit import kernel
 from npquant.kernels._pool import run_blocks
-from npquant.kernels.scan import _one, _push, _score_block, _search_twin, _sift_down, _sort
+from npquant.kernels.scan import (
+    _TOGETHER,
+    _parted,
+    _push,
+    _score_block,
+    _search_twin,
+    _select,
+    _settle,
+    _sift_down,
+    _sort,
+)
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -71,18 +81,10 @@ def _work(tables: Float, terms: Float, steps: Any, spans: Any, per: float, bias:
 
 
 def _added(tables, terms, q, which, numbers):
-    """Write the table of query q in list ``which`` into ``numbers`` (M · 256,)."""
+    """Write the table of query q in list ``which`` into ``numbers`` (1, M, 256)."""
     for m in range(tables.shape[1]):
         for c in range(256):
-            numbers[m * 256 + c] = tables[q, m, c] + terms[which, m, c]
-
-
-def _one_of(numbers, bias, blocks, b, slot):
-    """Return the score of one code by the table ``numbers``; NaN, of infinities, counts as +inf."""
-    score = bias
-    for m in range(blocks.shape[1]):
-        score += numbers[m * 256 + np.int64(blocks[b, m, slot])]
-    return score if score == score else np.float32(np.inf)
+            numbers[0, m, c] = tables[q, m, c] + terms[which, m, c]
 
 
 def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks, ids, live, distances, found):
@@ -100,16 +102,21 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
     target = min(16.0 * M, 60000.0) if long else 253.5
     most = 65535 if long else 255
     mine = np.empty(M * 256, np.uint16)
-    numbers = np.empty(M * 256, np.float32)
+    numbers = np.empty((1, M, 256), np.float32)
+    nothing = np.empty((0, M, 256), np.float32)
     span = np.empty(2, np.float32)
     unit = np.full(1, per, np.float32)
     table = np.zeros(M * 256, np.uint8)
     chosen = np.zeros(GROUP, np.int64)
     masks = np.zeros(GROUP, np.uint64)
+    room = k + k // 4 + 4
+    kept = np.empty(room + _TOGETHER + 64 * GROUP, np.float32)
+    names = np.empty(kept.shape[0], np.int64)
+    places = np.empty(_TOGETHER + 64 * GROUP, np.int64)
+    sums = np.empty(places.shape[0] + 4, np.float32)
     for q in range(tables.shape[0]):
-        heap = distances[q]
-        names = found[q]
         size = 0
+        most_score = np.float32(np.inf)
         floor = 0.0
         reach = 0.0
         for m in range(M):
@@ -133,12 +140,31 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
             finite = per > 0 and slack < 1e30  # NaN is not, either
             limit = np.int64(-1)
             scale = 0.0
-            asked, summed = 0, False
-            while i < end:
-                if limit < 0 and size == k and finite:
-                    budget = np.float64(heap[0]) - base + slack
+            noted, asked, summed = 0, 0, False
+            while i < end or noted > 0:
+                if i >= end or noted >= _TOGETHER or size < k <= size + noted:
+                    few = size < k
+                    asked += noted
+                    if asked > _FEW and not summed:
+                        _added(tables, terms, q, which, numbers)
+                        summed = True
+                    if summed:
+                        size = _settle(numbers, nothing, 0, 0, bias[q, p], blocks, ids, places, noted, sums, most_score,
+                                       kept, names, size)
+                    else:
+                        size = _settle(tables, terms, q, which, bias[q, p], blocks, ids, places, noted, sums,
+                                       most_score, kept, names, size)
+                    noted = 0
+                    if size >= (k if few else room):
+                        most_score = _select(kept, names, size, k)
+                        limit = np.int64(-1)
+                        size = k
+                    continue
+                if limit < 0 and most_score < np.inf and finite:
+                    budget = np.float64(most_score) - base + slack
                     if budget < 0:
-                        break
+                        i = end
+                        continue
                     if budget * scale < 0.7 * target and budget < 1e30:
                         factor = np.int64(min(target / max(budget, 1e-30) / per * 65536.0, 65535.0))
                         scale = factor * per / 65536.0
@@ -151,7 +177,6 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
                     i += 1
                     if live[b] == 0:
                         continue
-                    asked = max(asked, _FEW)
                     chosen[0] = b
                     masks[0] = live[b]
                     count = 1
@@ -173,23 +198,18 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
                         continue
                 for g in range(count):
                     left = masks[g]
-                    b = chosen[g]
+                    first_place = 64 * chosen[g]
                     while left != 0:
-                        slot = lowest(left)
+                        places[noted] = first_place + lowest(left)
                         left &= left - np.uint64(1)
-                        asked += 1
-                        if asked <= _FEW:
-                            score = _one(tables, terms, q, which, bias[q, p], blocks, b, slot)
-                        else:
-                            if not summed:
-                                _added(tables, terms, q, which, numbers)
-                                summed = True
-                            score = _one_of(numbers, bias[q, p], blocks, b, slot)
-                        if size == k and score > heap[0]:
-                            continue
-                        size = _push(heap, names, size, score, ids[b, slot])
-                        limit = np.int64(-1)
-        _sort(heap, names, size)
+                        noted += 1
+        if size > k:
+            _select(kept, names, size, k)
+            size = k
+        for j in range(size):
+            distances[q, j] = kept[j]
+            found[q, j] = names[j]
+        _sort(distances[q], found[q], size)
 
 
 def _level(level: str) -> dict[str, Any] | None:
@@ -247,7 +267,8 @@ def _combine(builder: Any, v: dict[str, Any]) -> None:
 
 
 @kernel("f4:3 f4:3 u2:3 f8:2 f8 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:2w i8:2w", twin=_twin, work=_work,
-        helpers=(_score_block, _one, _added, _one_of, _sift_down, _push, _sort), tiled=(_tiled, _level))
+        helpers=(_score_block, _settle, _added, _sift_down, _push, _parted, _select, _sort),
+        tiled=(_tiled, _level))
 def terms_search(tables, terms, steps, spans, per, bias, probes, start, order, blocks, ids, live, distances, found):
     """Write the k best (scores, ids), both (nq, k), of the live codes of the probed lists, padded by +inf and −1."""
     scores = np.empty(64, np.float32)

@@ -134,8 +134,8 @@ class KoLeo:
     Parameters
     ----------
     eps : float
-        ρ counts as ``eps`` at the least, and has no gradient below: rows that coincide know no direction apart, and a
-        gradient is 1/eps at the most.
+        At least 1e-18. ρ counts as ``eps`` at the least, and has no gradient below: rows that coincide know no
+        direction apart, and a gradient is 1/eps at the most.
 
     Notes
     -----
@@ -152,7 +152,8 @@ class KoLeo:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", _checks.number(self.eps, "eps", above=True))
+        # Below, the square of a distance may be 0 in float32, or its inverse infinite.
+        object.__setattr__(self, "eps", _checks.number(self.eps, "eps", 1e-18))
 
     def value_and_grad(self, y: Array) -> tuple[float, Array]:
         """Return E / n and ∂E/∂y (n, d), of the rows of ``y`` (n, d) among themselves; see the module."""

@@ -51,7 +51,7 @@ class RaBitQuantizer(Quantizer):
     Notes
     -----
     A code has ⌈d / 8⌉ bytes of bits, dimension i in byte i // 8 at place i % 8 (the lowest first), then ‖r‖ and t as
-    little-endian float32: ``code_size`` is ⌈d / 8⌉ + 8. Where r = 0, t is 1.
+    little-endian float32, t rounded down: ``code_size`` is ⌈d / 8⌉ + 8. Where r = 0, t is 1.
 
     Nothing is learned but the mean. Encoding and a query cost 2 d² operations, a score ⌈d / 8⌉ look-ups and four more.
     Scores are float32 in one fixed order: the sum of the bytes' table entries, byte 0 first, times the factor of the
@@ -163,6 +163,9 @@ class RaBitQuantizer(Quantizer):
         for entries in np.ascontiguousarray(r.T):  # in a fixed order
             mass += np.abs(entries)
         t = np.divide(mass, np.sqrt(r.shape[1]) * norm, out=np.ones(len(r)), where=norm > 0)
+        # Rounded down, so that the bound does not fall to 0 where t only nearly is 1; but float64's own rounding is.
+        stored = t.astype(np.float32)
+        t = np.where((stored > t) & (t < 1 - 1e-12), np.nextafter(stored, np.float32(0)), stored)
         # Lengths that float32 cannot hold are those of residuals that it cannot tell from 0.
         factors = np.stack([norm, np.where(norm.astype(np.float32) > 0, t, 1.0)], axis=1).astype("<f4")
         return np.concatenate([pack_signs(r), factors.view(np.uint8)], axis=1)
