@@ -180,7 +180,7 @@ class Bench:
         self.codecs: dict[tuple[int, int], tuple[str, str]] = {}
         l3, dram = (self._bandwidth(size) for size in (1 << 20, 50 << 20))
         print(f"limits: {l3:.0f} GB/s read from L3, {dram:.0f} from DRAM (one thread)")
-        self.l3, self.dram = l3, dram
+        self.from_l3, self.from_dram = l3, dram
 
     @staticmethod
     def _bandwidth(count: int) -> float:
@@ -228,7 +228,7 @@ class Bench:
                 print(f"  {m:2d} × 8, k = {k:3d}, {batch:4d} queries: npquant {ours * 1e3:6.3f} ms a query, faiss "
                       f"{installed * 1e3:6.3f} (NONE {other * 1e3:6.3f})   ratios {installed / ours:5.1f} "
                       f"[{spread[0]:.1f} … {spread[1]:.1f}], {other / ours:4.1f}   {rate:.1f} G codes/s, "
-                      f"{rate * m:.0f} GB/s = {rate * m / self.l3:.0%} of L3", flush=True)
+                      f"{rate * m:.0f} GB/s = {rate * m / self.from_l3:.0%} of L3", flush=True)
 
     def fast(self) -> None:
         print("\nP2, P3: beside faiss IndexPQFastScan, which approximates (target: 4 bits 1.5 ×; 8 bits of the same "
@@ -287,7 +287,7 @@ class Bench:
                           for _ in range(self.rounds))
             speed = m * index.ntotal / seconds / 1e9
             print(f"  {m:2d} × 8: {seconds * 1e3:6.2f} ms a query, {index.ntotal / seconds / 1e9:.1f} G codes/s, "
-                  f"{speed:.1f} GB/s = {speed / self.dram:.0%} of DRAM", flush=True)
+                  f"{speed:.1f} GB/s = {speed / self.from_dram:.0%} of DRAM", flush=True)
 
     def ivf(self) -> None:
         print("\nP6: inverted files of 1,024 lists with refinement, recall@10 of the true neighbours, 1,000 queries a "
