@@ -142,21 +142,6 @@ def test_what_does_not_fit_is_refused():
 
 
 @core
-@settings(max_examples=40)
-@given(kind=st.sampled_from(KINDS), n=st.integers(0, 60), many=st.integers(0, 9), d=st.integers(1, 20),
-       product=st.booleans(), seed=strategies.seeds)
-def test_within_is_the_filter_of_all_scores(kind, n, many, d, product, seed):
-    rng = np.random.default_rng(seed)
-    base, queries, ids = vectors(kind, n, d, seed), vectors(kind, many, d, seed + 1), rng.permutation(n)
-    scores = reference.scores(queries, base, "ip" if product else "l2")
-    radius = np.array([rng.choice(row) if n and rng.random() < 0.8 else np.inf for row in scores], np.float32)
-    ends, near, found = exact.within(queries, base, ids, product, radius, 2)
-    wanted = [sorted((row[i], ids[i]) for i in range(n) if row[i] <= radius[q]) for q, row in enumerate(scores)]
-    assert ends.tolist() == np.cumsum([0, *map(len, wanted)]).tolist()
-    assert list(zip(near.tolist(), found.tolist())) == [(float(a), int(b)) for row in wanted for a, b in row]
-
-
-@core
 def test_exact_neighbors_at_the_ends():
     x = strategies.make_vectors("offset", 30, 5, 0)
     distances, rows = nq.metrics.exact_neighbors(x, x, 30)

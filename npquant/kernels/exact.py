@@ -25,6 +25,7 @@ from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import kernel
 from npquant.kernels._pool import available_threads, run_blocks
+from npquant.kernels.scan import _sift_down
 
 Float = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -111,26 +112,6 @@ def _ones(word):
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-def _sink(scores, names, size, score, name):
-    """Put (score, name) at the top of a heap of ``size`` entries and let it sink to its place."""
-    at = 0
-    while True:
-        below = 2 * at + 1
-        if below >= size:
-            break
-        right = below + 1
-        if right < size and (scores[right] > scores[below]
-                             or (scores[right] == scores[below] and names[right] > names[below])):
-            below = right
-        if score > scores[below] or (score == scores[below] and name > names[below]):
-            break
-        scores[at] = scores[below]
-        names[at] = names[below]
-        at = below
-    scores[at] = score
-    names[at] = name
-
-
 def _reverse(scores, names):
     """Reverse the order: from the worst to the best is a heap."""
     k = scores.shape[0]
@@ -146,13 +127,13 @@ def _sort(scores, names):
         name = names[last]
         scores[last] = scores[0]
         names[last] = names[0]
-        _sink(scores, names, last, score, name)
+        _sift_down(scores, names, last, score, name)
 
 
 def _offer(scores, names, score, name):
     """Put (score, name) in the place of the worst of a heap, if it is better."""
     if score < scores[0] or (score == scores[0] and name < names[0]):
-        _sink(scores, names, scores.shape[0], score, name)
+        _sift_down(scores, names, scores.shape[0], score, name)
 
 
 def _rescore(query, base, ids, rows, count, product, best, found):
@@ -440,7 +421,7 @@ def _work(queries: Float, centre: Float, base: Float, *_: object) -> int:
 
 
 @kernel("f4:2 f4:1 f4:2 i8:1 b1:1 b1 f4:2w i8:2w", twin=_select_twin, work=_work,
-        helpers=(_ones, _sink, _reverse, _sort, _offer, _rescore, _kth, _bound), tiled=(_select_tiled, _level))
+        helpers=(_ones, _sift_down, _reverse, _sort, _offer, _rescore, _kth, _bound), tiled=(_select_tiled, _level))
 def select(queries, centre, base, ids, live, product, best, found):
     """Merge the live of ``base`` (n, d), named ``ids`` (n,), into the k best so far of ``queries`` (nq, d).
 
@@ -555,36 +536,6 @@ class Selector:
     def result(self) -> tuple[Float, Ids]:
         """Return (scores, ids), both (nq, k), ordered by (score, id); +inf and −1 where there are no more vectors."""
         return self._best.copy(), np.where(self._found == _NOBODY, -1, self._found)
-
-
-def within(queries: Float, block: Float, ids: Ids, product: bool, radius: Float,
-           threads: int | None) -> tuple[Ids, Float, Ids]:
-    """Return (ends, scores, ids) of the vectors of ``block`` (n, d) with a score of ``radius`` (nq,) or less.
-
-    Those of query i, ordered by (score, id), lie from ``ends[i]`` to ``ends[i + 1]``; ``ends`` is (nq + 1,) int64.
-    Scores are those of :class:`Selector`: negated inner products where ``product``, and so is the radius then.
-    """
-    centre = _centre(queries, product)
-
-    def task(start: int, stop: int) -> list[tuple[Float, Ids]]:
-        asked = queries[start:stop]
-        parts = []
-        for begin in range(0, len(block), _TWIN_ROWS):
-            part = block[begin:begin + _TWIN_ROWS]
-            q, row = _near(asked, centre, part, product, radius[start:stop])
-            score = _exact(asked, part, q, row, product)
-            inside = score <= radius[start:stop][q]
-            parts.append((q[inside], score[inside], ids[begin + row[inside]]))
-        q, score, name = (np.concatenate(part) for part in zip(*parts))
-        order = np.lexsort((name, score, q))
-        cuts = np.cumsum(np.bincount(q, minlength=len(asked)))[:-1]
-        return list(zip(np.split(score[order], cuts), np.split(name[order], cuts)))
-    found = [pair for part in run_blocks(task, len(queries), 64, threads) for pair in part] if len(block) else []
-    ends = np.zeros(len(queries) + 1, np.int64)
-    if found:
-        ends[1:] = np.cumsum([len(score) for score, _ in found])
-    return (ends, np.concatenate([np.empty(0, np.float32), *(score for score, _ in found)]),
-            np.concatenate([np.empty(0, np.int64), *(name for _, name in found)]))
 
 
 def neighbors(base: Float, queries: Float, k: int, threads: int | None) -> tuple[Float, Ids]:

@@ -19,6 +19,7 @@ from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import Kernel, kernel
 from npquant.kernels._pool import run_blocks
+from npquant.kernels.exact import _ones
 from npquant.kernels.scan import _parted, _select, _sort
 
 Float = NDArray[np.float32]
@@ -49,14 +50,6 @@ def live_mask(live: NDArray[np.uint64], n: int) -> NDArray[np.bool_]:
 
 
 # ------------------------------------------------------------------------------------- kernels
-
-
-def _ones(word):
-    """Return the number of set bits; LLVM knows this sequence, and puts one instruction in its place."""
-    word -= (word >> np.uint64(1)) & np.uint64(0x5555555555555555)
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 def _distance(query, words, i):
