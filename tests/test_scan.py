@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from laws import HAVE_NUMBA, THREADS, packed, same
 
 from npquant.errors import InvalidInputError
-from npquant.kernels import _jit, _scan_ir, scan, simd
+from npquant.kernels import _jit, _order, _scan_ir, gathered, scan, simd
 
 core = pytest.mark.core
 needs_numba = pytest.mark.skipif(not HAVE_NUMBA, reason="numba is not installed")
@@ -21,8 +21,23 @@ KINDS = ["normal", "distances", "wide", "equal", "one huge", "huge", "negative",
 
 def runs():
     """Every way to run the kernel that there is here: the twin, and each level's compiled code."""
+    return ways(scan.adc_search)
+
+
+def ways(kernel):
     compiled = [] if _jit.jit_mode() == "0" else LEVELS
-    return [("twin", scan.adc_search.twin), *((level, scan.adc_search.compiled(level)) for level in compiled)]
+    return [("twin", kernel.twin), *((level, kernel.compiled(level)) for level in compiled)]
+
+
+def same_gathered(tables, probes, start, order, blocks, ids, live, wanted):
+    """Hold that ``gathered`` finds what was wanted, at every level; outputs come filled with rubbish."""
+    for name, run in ways(gathered.gathered_search) if len(order) else []:
+        distances, found = np.full(wanted[0].shape, 7, np.float32), np.full(wanted[0].shape, 77)
+        run(tables, probes, start, order, blocks, ids, live, distances, found)
+        same((distances, found), wanted, f"gathered, {name}")
+    for threads in (1, 2):
+        same(gathered.topk(tables, probes, start, order, blocks, ids, live, wanted[0].shape[1], threads), wanted,
+             f"gathered, {threads} threads")
 
 
 def make_tables(kind, rng, nq, M, K):
@@ -123,6 +138,8 @@ def test_the_scan_has_the_bits_of_the_plain_one(seed, M, K, kind, n, k, held, co
         same(search(run, tables, blocks, ids, live, k), wanted, name)
         same(search(run, tables, blocks, ids, live, k, bound), wanted, f"{name}, bounded")
     same(scan.topk(tables, blocks, ids, live, k, 1), wanted, "topk")
+    same_gathered(tables, np.zeros((2, 1), np.int64), np.array([0, len(blocks)]), np.arange(len(blocks)), blocks, ids,
+                  live, wanted)
     radius = np.array([one[rng.integers(len(one))] if len(one) else 0 for one in scores], np.float32)
     for q, (limits, found_scores, found_ids) in enumerate(
             [scan.within(tables, blocks, ids, live, radius, 1)] * 2):
@@ -147,7 +164,9 @@ def inverted(draw):
     blocks, ids, live = make_blocks(rng, numbers, K, draw(st.sampled_from([1.0, 0.6, 0.02])))
     kind = draw(st.sampled_from(KINDS))
     terms = make_tables(kind, rng, lists, M, K) if draw(st.booleans()) else np.empty((0, M, K), np.float32)
-    bias = make_tables(draw(st.sampled_from(["normal", kind])), rng, 1, nq, P)[0]
+    plain_codes = not len(terms) and draw(st.booleans())
+    bias = (np.full((nq, P), -0.0, np.float32) if plain_codes
+            else make_tables(draw(st.sampled_from(["normal", kind])), rng, 1, nq, P)[0])
     probes = np.array([rng.permutation(np.arange(-P, lists).clip(-1))[:P] for _ in range(nq)], np.int64)
     probes = probes.reshape(nq, P)
     return (make_tables(kind, rng, nq, M, K), terms, bias, probes, start, order, blocks, ids, live), numbers
@@ -180,6 +199,8 @@ def test_lists_have_the_bits_of_the_plain_scan(case, k):
         same((distances, found), wanted, name)
     for threads in (1, 2):
         same(scan.topk_lists(*arrays, k, threads), wanted, f"{threads} threads")
+    if not len(terms) and not bias.any() and np.signbit(bias).all():
+        same_gathered(tables, *arrays[3:], wanted)
     for radius in (-np.inf, 0.5, np.inf):
         limits, scores, names = scan.within_lists(*arrays, np.full(len(tables), radius, np.float32), 1)
         for q, (one, name) in enumerate(every):
@@ -204,6 +225,8 @@ def test_many_codes(M, K):
             same(search(run, tables, blocks, ids, live, k), wanted, name)
         for threads in THREADS:
             same(scan.topk(tables, blocks, ids, live, k, threads), wanted, f"{threads} threads")
+        same_gathered(tables, np.array([[1, 0], [0, 1], [1, 0]]), np.array([0, 500, len(blocks)]),
+                      np.arange(len(blocks)), blocks, ids, live, wanted)
     scores = plain(tables[1], numbers[there])
     radius = np.full(3, np.sort(scores)[5000], np.float32)  # more than there is room for at first
     limits, found, names = scan.within(tables, blocks, ids, live, radius, 2)
@@ -239,6 +262,23 @@ def test_a_guessed_bound_changes_nothing(kind, k, monkeypatch):
 
 
 @core
+@pytest.mark.parametrize(("M", "K"), [(8, 256), (48, 256), (32, 16), (80, 16)])
+def test_a_first_guess_that_is_too_low_changes_nothing(M, K):
+    """The worst of the first codes is nearer than the k-th best: by a little, so that sums reach it, or by much."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, K, (2000, M))
+    tables = make_tables("distances", rng, 1, M, K)
+    numbers = numbers[np.argsort(plain(tables[0], numbers), kind="stable")]
+    for k, worst in ((60, 40), (100, 32), (200, 198), (200, 190), (200, 170), (400, 398), (400, 380)):
+        first = np.linspace(0, worst - 1, 32).astype(int)
+        mine = np.concatenate([numbers[first], rng.permutation(np.delete(numbers, first, axis=0))])
+        blocks, ids, live = make_blocks(rng, mine, K, 1.0)
+        wanted = [x[np.newaxis] for x in ranked(plain(tables[0], mine), ids.ravel()[:len(mine)], k)]
+        same_gathered(tables, np.zeros((1, 1), np.int64), np.array([0, len(blocks)]), np.arange(len(blocks)), blocks,
+                      ids, live, tuple(wanted))
+
+
+@core
 @settings(max_examples=60)
 @given(scores=st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.5, -3.0, np.inf]) | st.floats(width=32, allow_nan=False),
                        min_size=1, max_size=200), data=st.data())
@@ -247,12 +287,12 @@ def test_selecting_and_sorting(scores, data):
     names = np.array(data.draw(st.permutations(range(len(scores)))), np.int64)
     scores, k = np.array(scores, np.float32), data.draw(st.integers(1, len(scores)))
     some, some_names = scores.copy(), names.copy()
-    worst = scan._select(some, some_names, len(scores), k)
+    worst = _order._select(some, some_names, len(scores), k)
     wanted = ranked(scores, names, k)
     assert worst == wanted[0][-1]
     kept, kept_names = np.full(k + 3, 9, np.float32), np.full(k + 3, 9)
     kept[:k], kept_names[:k] = some[:k], some_names[:k]
-    scan._sort(kept, kept_names, k)
+    _order._sort(kept, kept_names, k)
     padding = np.full(3, np.inf), np.full(3, -1)
     assert np.array_equal(kept, np.append(wanted[0], padding[0]))
     assert np.array_equal(kept_names, np.append(wanted[1], padding[1]))

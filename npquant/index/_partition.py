@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant.index.multi import Cells
-from npquant.kernels import multisequence, nearest, scan, stepped
+from npquant.kernels import gathered, multisequence, nearest, scan, stepped
 from npquant.quantizers.base import Codes, Float, Quantizer, Scorer, TableScorer, places_of
 
 Numbers = NDArray[np.int64]
@@ -80,6 +80,8 @@ class Partition:
                 best, names = _topk_of_list(scorer, *blocks, k, threads)
                 distances[queries], found[queries] = scan.merge([distances[queries], best], [found[queries], names], k)
             return distances, found
+        if not self.residual:
+            return gathered.topk(tables, probes, *held, k, threads)
         if self._steps is not None:
             return stepped.topk(tables, self._steps, bias, probes, *held, k, threads)
         for rows, columns, part, terms, start, order in self._parts(probes, held):

@@ -26,6 +26,7 @@ AHEAD = 8192
 
 _ARRAYS = ("blocks", "table", "live", "which", "masks")
 _SCALARS = ("size", "limit")
+_KEPT_ARRAYS = ("blocks", "table", "live", "which", "sums")
 _loops = count()  # numbers that tell one loop's metadata from another's, until they name themselves
 
 
@@ -39,8 +40,13 @@ def intrinsics(level: str) -> dict[str, Any] | None:
     measures = {name: simd.intrinsic(partial(measure, added), ("table", "terms", "row", "span"),
                                      ("first", "more", "begin", "count", "at"))
                 for name, added in (("measure", False), ("measure_sum", True))}
-    return {**found, **measures,
+    found |= {f"{width}_{sums}_kept": simd.intrinsic(partial(kept, level, width == "nibbles", sums == "long"),
+                                                     _KEPT_ARRAYS, ("size", "at", "shift"))
+              for width in ("bytes", "nibbles") for sums in ("short", "long")}
+    return {**found, **measures, "flags": simd.intrinsic(flags, ("sums",), ("at", "limit"), result=True),
+            "count": simd.intrinsic(count_of, ("sums",), ("blocks", "limit"), result=True),
             "quantize": simd.intrinsic(quantize, ("row", "span", "scale", "table"), ("begin", "count", "at", "place")),
+            "ones": simd.intrinsic(ones, (), ("bits",), result=True),
             "lowest": simd.intrinsic(lowest, (), ("bits",), result=True), "GROUP": LEVELS[level][1]}
 
 
@@ -81,17 +87,14 @@ class _Bytes(simd.Vectors):
         kind = self.ir.FunctionType(result, [value.type for value in values])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), values)
 
-    def prefetch(self, pointer: Any) -> None:
-        """Ask for a line of the second cache; one beyond all arrays does no harm.
-
-        The first cache waits for few lines at a time: from memory, asking it for them is half as fast.
-        """
-        self.call("llvm.prefetch", self.ir.VoidType(), pointer, self.i32(0), self.i32(2), self.i32(1))
-
     def load(self, pointer: Any, offset: Any) -> Any:
         value = self.builder.load(self.builder.bitcast(self.at(pointer, offset), self.bytes.as_pointer()))
         value.align = 1
         return value
+
+    def keep(self, value: Any, pointer: Any, offset: Any) -> None:
+        """Write a vector of bytes."""
+        self.builder.store(value, self.builder.bitcast(self.at(pointer, offset), self.bytes.as_pointer())).align = 1
 
     def load_16(self, pointer: Any, offset: Any) -> Any:
         """Return 16 bytes, repeated through the vector."""
@@ -181,52 +184,124 @@ def passing(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, An
     """
     lanes, group = LEVELS[level]
     parts, b, w = 64 // lanes, builder, _Bytes(builder, lanes)
-    entries = w.index(32 if nibbles else 256)
     blocks = [b.load(w.at(v["which"], w.index(g))) for g in range(group)]
     codes = [w.at(v["blocks"], b.mul(b.mul(block, v["size"]), w.index(64))) for block in blocks]
-    sums = [w.variable(w.number(0)) for _ in range(group * parts)]
+    sums = _summed(level, nibbles, long, w, v, codes, [w.at(each, w.index(AHEAD)) for each in codes])
+    if long:
+        most = _splat(w, b.trunc(v["limit"], w.ir.IntType(16)), w.words)
+        passed = [_both(w, *(b.icmp_unsigned("<=", half, most) for half in halves)) for halves in sums]
+    else:
+        most = _splat(w, b.trunc(v["limit"], w.i8), w.bytes)
+        passed = [b.icmp_unsigned("<=", total, most) for total, in sums]
+    any_mask = w.index(0)
+    for g in range(group):
+        mask = b.and_(_mask(w, passed[g * parts:(g + 1) * parts]), b.load(w.at(v["live"], blocks[g])))
+        b.store(mask, w.at(v["masks"], w.index(g)))
+        any_mask = b.or_(any_mask, mask)
+    return any_mask
+
+
+def kept(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, Any]) -> None:
+    """Emit: of the group of blocks from ``which[at]`` on the sums, a byte each; 255 at places that are not live.
+
+    Sums are as for ``passing``; ``long`` ones lose ``shift`` bits, and what is more than a byte holds is 255.
+    The blocks two groups on are asked for, so that ``which`` must have numbers there.
+    """
+    lanes, group = LEVELS[level]
+    parts, b, w = 64 // lanes, builder, _Bytes(builder, lanes)
+
+    def block(g: int) -> Any:
+        return b.load(w.at(v["which"], b.add(v["at"], w.index(g))))
+
+    def codes(g: int) -> Any:
+        return w.at(v["blocks"], b.mul(b.mul(block(g), v["size"]), w.index(64)))
+    sums = _summed(level, nibbles, long, w, v, [codes(g) for g in range(group)],
+                   [codes(g + 2 * group) for g in range(group)])
+    for i, found in enumerate(sums):
+        if long:
+            shift = _splat(w, b.trunc(v["shift"], w.ir.IntType(16)), w.words)
+            even, odd = (_least(w, b.lshr(half, shift), w.number(255, w.words)) for half in found)
+            total = b.bitcast(b.or_(even, b.shl(odd, w.number(8, w.words))), w.bytes)
+        else:
+            total, = found
+        live = b.load(w.at(v["live"], block(i // parts)))
+        if parts > 1:
+            live = b.trunc(b.lshr(live, w.index(i % parts * lanes)), w.ir.IntType(lanes))
+        there = b.bitcast(live, w.ir.VectorType(w.ir.IntType(1), lanes))
+        at = b.add(b.mul(v["at"], w.index(64)), w.index(i * lanes))
+        w.keep(b.select(there, total, w.number(255)), v["sums"], at)
+
+
+def _summed(level: str, nibbles: bool, long: bool, w: _Bytes, v: dict[str, Any], codes: list[Any],
+            ahead: list[Any]) -> list[list[Any]]:
+    """Emit the sums of the blocks that begin at ``codes``, and ask for those at ``ahead``.
+
+    Return, for each vector of places, the sums in bytes; or, ``long``, those of even and of odd places in 16 bits.
+    """
+    b, parts, entries = w.builder, 64 // w.lanes, w.index(32 if nibbles else 256)
+    sums = [w.variable(w.number(0)) for _ in range(len(codes) * parts)]
     look_ups = _nibbles if nibbles else _LOOK[level]
 
     def pass_over(j: Any) -> None:
         look = look_ups(w, v["table"], b.mul(j, entries))
         for i, total in enumerate(sums):
-            at = b.add(b.mul(j, w.index(64)), w.index(i % parts * lanes))
+            at = b.add(b.mul(j, w.index(64)), w.index(i % parts * w.lanes))
             if i % parts == 0:
-                w.prefetch(w.at(codes[i // parts], b.add(at, w.index(AHEAD))))
+                w.prefetch(w.at(ahead[i // parts], at))
             for found in look(w.load(codes[i // parts], at)):
                 w.set(total, w.add(w.get(total), found))
 
-    if long:
-        run = RUN // 2 if nibbles else RUN
-        wide = [[w.variable(w.number(0, w.words)) for _ in range(2)] for _ in sums]
-        with w.loop(b.udiv(b.add(v["size"], w.index(run - 1)), w.index(run))) as block:
-            first = b.mul(block, w.index(run))
-            left = b.sub(v["size"], first)
-            with w.rolled(b.select(b.icmp_signed("<", left, w.index(run)), left, w.index(run))) as j:
-                pass_over(b.add(first, j))
-            for total, (even, odd) in zip(sums, wide):
-                words = b.bitcast(w.get(total), w.words)
-                w.set(even, w.add(w.get(even), b.and_(words, w.number(255, w.words))))
-                w.set(odd, w.add(w.get(odd), b.lshr(words, w.number(8, w.words))))
-                w.set(total, w.number(0))
-        most = _splat(w, b.trunc(v["limit"], w.ir.IntType(16)), w.words)
-        passed = [_both(w, *(b.icmp_unsigned("<=", w.get(half), most) for half in halves)) for halves in wide]
-    else:
+    if not long:
         with w.rolled(v["size"]) as j:
             pass_over(j)
-        most = _splat(w, b.trunc(v["limit"], w.i8), w.bytes)
-        passed = [b.icmp_unsigned("<=", w.get(total), most) for total in sums]
-    any_mask = w.index(0)
-    for g in range(group):
-        mask = w.index(0)
-        for part, flags in enumerate(passed[g * parts:(g + 1) * parts]):
-            bits = b.bitcast(flags, w.ir.IntType(lanes))
-            bits = bits if lanes == 64 else b.zext(bits, w.i64)
-            mask = b.or_(mask, b.shl(bits, w.index(part * lanes)))
-        mask = b.and_(mask, b.load(w.at(v["live"], blocks[g])))
-        b.store(mask, w.at(v["masks"], w.index(g)))
-        any_mask = b.or_(any_mask, mask)
-    return any_mask
+        return [[w.get(total)] for total in sums]
+    run = RUN // 2 if nibbles else RUN
+    wide = [[w.variable(w.number(0, w.words)) for _ in range(2)] for _ in sums]
+    with w.loop(b.udiv(b.add(v["size"], w.index(run - 1)), w.index(run))) as block:
+        first = b.mul(block, w.index(run))
+        left = b.sub(v["size"], first)
+        with w.rolled(b.select(b.icmp_signed("<", left, w.index(run)), left, w.index(run))) as j:
+            pass_over(b.add(first, j))
+        for total, (even, odd) in zip(sums, wide):
+            words = b.bitcast(w.get(total), w.words)
+            w.set(even, w.add(w.get(even), b.and_(words, w.number(255, w.words))))
+            w.set(odd, w.add(w.get(odd), b.lshr(words, w.number(8, w.words))))
+            w.set(total, w.number(0))
+    return [[w.get(half) for half in halves] for halves in wide]
+
+
+def _mask(w: _Bytes, flags: list[Any]) -> Any:
+    """Return 64 flags as the bits of a number."""
+    b, mask = w.builder, w.index(0)
+    for part, some in enumerate(flags):
+        bits = b.bitcast(some, w.ir.IntType(w.lanes))
+        bits = bits if w.lanes == 64 else b.zext(bits, w.i64)
+        mask = b.or_(mask, b.shl(bits, w.index(part * w.lanes)))
+    return mask
+
+
+def _least(w: _Bytes, a: Any, b: Any) -> Any:
+    return w.builder.select(w.builder.icmp_unsigned("<", a, b), a, b)
+
+
+def flags(builder: Any, v: dict[str, Any]) -> Any:
+    """Emit: the mask of those of the 64 bytes from ``sums[at]`` on that are at most ``limit``."""
+    w = _Bytes(builder, 64)
+    return _mask(w, [builder.icmp_unsigned("<=", w.load(v["sums"], v["at"]), _limits(w, v))])
+
+
+def count_of(builder: Any, v: dict[str, Any]) -> Any:
+    """Emit: how many of the first 64 · ``blocks`` bytes are at most ``limit``."""
+    b, w = builder, _Bytes(builder, 64)
+    total, limit = w.variable(w.index(0)), _limits(w, v)
+    with w.loop(v["blocks"]) as i:
+        mask = _mask(w, [b.icmp_unsigned("<=", w.load(v["sums"], b.mul(i, w.index(64))), limit)])
+        w.set(total, b.add(w.get(total), w.call("llvm.ctpop.i64", w.i64, mask)))
+    return w.get(total)
+
+
+def _limits(w: _Bytes, v: dict[str, Any]) -> Any:
+    return _splat(w, w.builder.trunc(v["limit"], w.i8), w.bytes)
 
 
 def _splat(w: _Bytes, scalar: Any, kind: Any) -> Any:
@@ -298,3 +373,8 @@ def lowest(builder: Any, v: dict[str, Any]) -> Any:
     """Emit: the place of the lowest bit that is set."""
     from llvmlite import ir
     return builder.cttz(v["bits"], ir.IntType(1)(1))
+
+
+def ones(builder: Any, v: dict[str, Any]) -> Any:
+    """Emit: how many bits are set."""
+    return _Bytes(builder, 64).call("llvm.ctpop.i64", v["bits"].type, v["bits"])

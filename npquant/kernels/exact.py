@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import kernel
+from npquant.kernels._order import _sift_down
 from npquant.kernels._pool import available_threads, run_blocks
-from npquant.kernels.scan import _sift_down
 
 Float = NDArray[np.float32]
 Ids = NDArray[np.int64]

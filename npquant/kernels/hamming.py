@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from npquant.errors import InvalidInputError
 from npquant.kernels import simd
 from npquant.kernels._jit import Kernel, kernel
+from npquant.kernels._order import _parted, _select, _sort
 from npquant.kernels._pool import run_blocks
 from npquant.kernels.exact import _ones
-from npquant.kernels.scan import _parted, _select, _sort
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -296,7 +296,7 @@ def hamming_topk(queries, words, live, ids, sizes, distances, found):
         if guessed[q] and sizes[q] < k:  # once more, whatever the distance
             sizes[q] = 0
             limits[q] = 64 * W
-            _collect(q, queries, words, live, ids, near, 0, whole, k, room, kept, names, sizes, limits)
+            _collect(q, queries, words, live, ids, near, np.int64(0), whole, k, room, kept, names, sizes, limits)
     for q in range(nq):
         size = sizes[q]
         for i in range(64 * whole, n):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant.kernels._jit import kernel
+from npquant.kernels._order import _parted, _select, _sift_down, _sort
 
 Float = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -22,81 +23,50 @@ def _least_twin(scores: Float, values: Float, places: Places) -> None:
     step = max(1, _TWIN_ELEMENTS // max(scores.shape[1], 1))
     for begin in range(0, scores.shape[0], step):
         rows = slice(begin, begin + step)
-        places[rows] = np.argsort(scores[rows], axis=1, kind="stable")[:, :count]
-        values[rows] = np.take_along_axis(scores[rows], places[rows], axis=1)
+        part = np.where(np.isnan(scores[rows]), np.float32(np.inf), scores[rows])
+        places[rows] = np.argsort(part, axis=1, kind="stable")[:, :count]
+        values[rows] = np.take_along_axis(part, places[rows], axis=1)
 
 
-def _sink(heap, names, at, size, value, name):
-    """Put (value, name) at place ``at`` of a heap of ``size`` entries, the largest on top, and let it sink."""
-    while True:
-        below = 2 * at + 1
-        if below >= size:
-            break
-        right = below + 1
-        if right < size and (heap[right] > heap[below] or (heap[right] == heap[below] and names[right] > names[below])):
-            below = right
-        if value > heap[below] or (value == heap[below] and name > names[below]):
-            break
-        heap[at] = heap[below]
-        names[at] = names[below]
-        at = below
-    heap[at] = value
-    names[at] = name
-
-
-@kernel("f4:2 f4:2w i8:2w", twin=_least_twin, work=lambda scores, *_: 20 * scores.size, helpers=(_sink,))
+@kernel("f4:2 f4:2w i8:2w", twin=_least_twin, work=lambda scores, *_: 20 * scores.size,
+        helpers=(_parted, _select, _sort))
 def least(scores, values, places):
     """Write the least of each row of ``scores`` (n, K), ascending, and where they stand, into (n, count ≤ K).
 
-    Of 2 · count groups of a row each has its least; the count-th of these bounds the count-th of all. What is within
-    it, little more than count, goes through a binary heap, its worst on top: O(K + count · log(count)) on average.
+    NaN, of infinities, counts as +inf. Of 2 · count groups of a row each has its least; the count-th of these bounds
+    the count-th of all. What is within it, little more than count, is parted and sorted: O(K + count · log(count)).
     """
     K = scores.shape[1]
     count = values.shape[1]
     groups = 2 * count
-    lowest = np.empty(groups, np.float32)
-    near = np.empty(K, np.int64)
+    few = np.empty(K, np.float32)
+    names = np.empty(K, np.int64)
     for i in range(scores.shape[0] if count else 0):
         row = scores[i]
-        heap = values[i]
-        names = places[i]
         held = 0
         if K >= 4 * groups:
             for g in range(groups):
-                lowest[g] = row[g]
+                few[g] = row[g]
             for begin in range(groups, K - groups + 1, groups):
                 for g in range(groups):
-                    lowest[g] = min(lowest[g], row[begin + g])
-            for g in range(count):
-                heap[g] = lowest[g]
-                names[g] = g
-            for top in range(count // 2 - 1, -1, -1):
-                _sink(heap, names, top, count, heap[top], names[top])
-            for g in range(count, groups):
-                if lowest[g] < heap[0]:
-                    _sink(heap, names, 0, count, lowest[g], g)
-            bound = heap[0]
+                    few[g] = min(few[g], row[begin + g])
+            bound = _select(few, names, groups, count)
             for j in range(K):
-                near[held] = j
+                names[held] = j
                 held += row[j] <= bound
         if held < count:  # short rows, and NaN
             held = K
             for j in range(K):
-                near[j] = j
+                names[j] = j
+        for j in range(held):
+            score = row[names[j]]
+            few[j] = score if score == score else np.float32(np.inf)
+        if held > count:
+            _select(few, names, held, count)
         for j in range(count):
-            heap[j] = row[near[j]]
-            names[j] = near[j]
-        for top in range(count // 2 - 1, -1, -1):  # what stands below ``top`` is a heap already
-            _sink(heap, names, top, count, heap[top], names[top])
-        for j in range(count, held):
-            if row[near[j]] < heap[0]:  # an equal one stands further back than all before
-                _sink(heap, names, 0, count, row[near[j]], near[j])
-        for last in range(count - 1, 0, -1):  # the worst goes last, again and again
-            value = heap[last]
-            name = names[last]
-            heap[last] = heap[0]
-            names[last] = names[0]
-            _sink(heap, names, 0, last, value, name)
+            values[i, j] = few[j]
+            places[i, j] = names[j]
+        _sort(values[i], places[i], count)
 
 
 def _pairs_twin(first: Float, second: Float, sums: Float, rows: Places, columns: Places) -> None:
@@ -115,7 +85,7 @@ def _pairs_twin(first: Float, second: Float, sums: Float, rows: Places, columns:
 
 
 @kernel("f4:2 f4:2 f4:2w i8:2w i8:2w", twin=_pairs_twin, work=lambda first, second, sums, *_: 64 * sums.size,
-        helpers=(_sink,))
+        helpers=(_sift_down,))
 def pairs(first, second, sums, rows, columns):
     """Write the pairs of least sum of the ascending rows of ``first`` and ``second`` (n, L) into (n, count ≤ L²).
 
@@ -145,7 +115,7 @@ def pairs(first, second, sums, rows, columns):
             reached[r] = s + 1
             size -= 1
             if size > 0:
-                _sink(heap, names, 0, size, heap[size], names[size])
+                _sift_down(heap, names, size, heap[size], names[size])
             for step in range(2):  # (r, s + 1), then (r + 1, s)
                 row = r + step
                 column = s + 1 - step

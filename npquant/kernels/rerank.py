@@ -25,6 +25,7 @@ Bytes = NDArray[np.uint8]
 Ids = NDArray[np.int64]
 
 _QUERIES = 16  # queries handed to one task
+_AHEAD = 8  # candidates whose rows are asked for before they are read
 _LANES = 16  # LLVM splits such vectors where registers are narrower
 
 # What a SIMD level puts in their place where it compiles the wide code below.
@@ -32,6 +33,7 @@ float_squares: Any = None
 float_products: Any = None
 grid_squares: Any = None
 grid_products: Any = None
+ask: Any = None
 
 
 def _work(queries: Float, floats: Float, grid: Bytes, low: Float, step: Float, slots: Ids, *_: object) -> int:
@@ -97,6 +99,28 @@ def _exact(queries, q, floats, grid, low, step, row, product):
     return score
 
 
+def _exact_four(queries, q, floats, grid, low, step, rows, at, product, scores):
+    """Write the scores of four rows, in the fixed order, side by side: each waits for itself at every step."""
+    r0, r1, r2, r3 = rows[at], rows[at + 1], rows[at + 2], rows[at + 3]
+    s0 = s1 = s2 = s3 = np.float32(0)
+    for j in range(queries.shape[1]):
+        a = queries[q, j]
+        v0, v1 = _value(floats, grid, low, step, r0, j), _value(floats, grid, low, step, r1, j)
+        v2, v3 = _value(floats, grid, low, step, r2, j), _value(floats, grid, low, step, r3, j)
+        if product:
+            s0 -= a * v0
+            s1 -= a * v1
+            s2 -= a * v2
+            s3 -= a * v3
+        else:
+            v0, v1, v2, v3 = a - v0, a - v1, a - v2, a - v3
+            s0 += v0 * v0
+            s1 += v1 * v1
+            s2 += v2 * v2
+            s3 += v3 * v3
+    scores[at], scores[at + 1], scores[at + 2], scores[at + 3] = s0, s1, s2, s3
+
+
 def _insert(distances, found, q, size, score, name):
     """Put (score, name) where it belongs among the ``size`` best so far; return how many there are then."""
     k = distances.shape[1]
@@ -127,9 +151,19 @@ def _rerank_wide(queries, floats, grid, low, step, slots, ids, product, distance
     far = np.empty(slots.shape[1], np.float32)
     least = np.empty(distances.shape[1], np.float32)
     sums = np.empty(2, np.float32)
+    rows = np.empty(slots.shape[1] + 3, np.int64)
+    called = np.empty(slots.shape[1], np.int64)
+    scores = np.empty(slots.shape[1] + 3, np.float32)
+    following = slots.reshape(-1)
     for q in range(slots.shape[0]):
         for i in range(slots.shape[1]):
             row = slots[q, i]
+            after = min(q * slots.shape[1] + i + _AHEAD, following.shape[0] - 1)
+            after = max(following[after], np.int64(0))
+            if floats.shape[0]:
+                ask(floats, after * d, 4 * d)
+            else:
+                ask(grid, after * d, d)
             if row < 0:
                 near[i] = far[i] = np.inf
                 continue
@@ -153,17 +187,26 @@ def _rerank_wide(queries, floats, grid, low, step, slots, ids, product, distance
             near[i] = score - reach
             far[i] = score + reach
         limit = _limit(far, slots.shape[1], least)
-        size = 0
+        passed = 0
         for i in range(slots.shape[1]):
             if slots[q, i] >= 0 and near[i] <= limit:
-                score = _exact(queries, q, floats, grid, low, step, slots[q, i], product)
-                size = _insert(distances, found, q, size, score, ids[q, i])
+                rows[passed] = slots[q, i]
+                called[passed] = ids[q, i]
+                passed += 1
+        for i in range(passed, min(passed + 3, rows.shape[0])):
+            rows[i] = rows[0]
+        size = 0
+        for i in range(0, passed, 4):
+            _exact_four(queries, q, floats, grid, low, step, rows, i, product, scores)
+        for i in range(passed):
+            size = _insert(distances, found, q, size, scores[i], called[i])
 
 
 def _sums(bytes_: bool, product: bool, builder: Any, v: dict[str, Any]) -> None:
     """Emit: the sum of the terms of one row over ``count`` dimensions, and of their magnitudes."""
     b, w = builder, simd.Vectors(builder, _LANES)
-    score, size = w.variable(w.constant(0.0)), w.variable(w.constant(0.0))
+    score = w.variable(w.constant(0.0))
+    size = w.variable(w.constant(0.0)) if product else score  # squares are their own magnitudes
     few = w.ir.VectorType(w.ir.IntType(8), _LANES)
     with w.loop(b.sdiv(v["count"], w.index(_LANES))) as chunk:
         j = b.mul(chunk, w.index(_LANES))
@@ -179,30 +222,42 @@ def _sums(bytes_: bool, product: bool, builder: Any, v: dict[str, Any]) -> None:
             term = b.fsub(w.constant(-0.0), b.fmul(a, x))
             magnitude = b.bitcast(b.and_(b.bitcast(term, w.itype), w.ir.Constant(w.itype, [0x7FFFFFFF] * _LANES)),
                                   w.type)
+            w.set(size, b.fadd(w.get(size), magnitude))
         else:
             t = b.fsub(a, x)
-            term = magnitude = b.fmul(t, t)
+            term = b.fmul(t, t)
         w.set(score, b.fadd(w.get(score), term))
-        w.set(size, b.fadd(w.get(size), magnitude))
+    totals = {}
+    for place in (score, size):
+        if place not in totals:
+            total, half = w.get(place), _LANES // 2
+            while half:
+                total = b.fadd(total, w.shuffle(total, total, [(lane + half) % _LANES for lane in range(_LANES)]))
+                half //= 2
+            totals[place] = b.extract_element(total, w.i32(0))
     for i, place in enumerate((score, size)):
-        total = w.get(place)
-        half = _LANES // 2
-        while half:
-            total = b.fadd(total, w.shuffle(total, total, [(lane + half) % _LANES for lane in range(_LANES)]))
-            half //= 2
-        b.store(b.extract_element(total, w.i32(0)), w.at(v["sums"], w.index(i)))
+        b.store(totals[place], w.at(v["sums"], w.index(i)))
+
+
+def _ask(builder: Any, v: dict[str, Any]) -> None:
+    """Emit: ask for the lines of ``count`` bytes of a row."""
+    b, w = builder, simd.Vectors(builder, _LANES)
+    first = b.bitcast(w.at(v["rows"], v["row"]), w.ir.IntType(8).as_pointer())
+    with w.loop(b.udiv(b.add(v["count"], w.index(63)), w.index(64))) as line:
+        w.prefetch(w.at(first, b.mul(line, w.index(64))), 3)
 
 
 def _wide(level: str) -> dict[str, Any] | None:
     if level == "generic":
         return None
-    return {f"{kind}_{what}": simd.intrinsic(partial(_sums, kind == "grid", what == "products"), (
+    sums = {f"{kind}_{what}": simd.intrinsic(partial(_sums, kind == "grid", what == "products"), (
         "queries", "rows", "low", "step", "sums"), ("query", "row", "count"))
         for kind in ("float", "grid") for what in ("squares", "products")}
+    return {**sums, "ask": simd.intrinsic(_ask, ("rows",), ("row", "count"))}
 
 
 @kernel("f4:2 f4:2 u1:2 f4:1 f4:1 i8:2 i8:2 i8 f4:2w i8:2w", twin=_rerank_twin, work=_work,
-        helpers=(_value, _limit, _exact, _insert), tiled=(_rerank_wide, _wide))
+        helpers=(_value, _limit, _exact, _exact_four, _insert), tiled=(_rerank_wide, _wide))
 def rerank(queries, floats, grid, low, step, slots, ids, product, distances, found):
     """Write the k best of rows ``slots`` (nq, c), called ``ids`` (nq, c), into ``distances`` and ``found`` (nq, k).
 

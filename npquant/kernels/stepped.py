@@ -16,18 +16,9 @@ from numpy.typing import NDArray
 
 from npquant.kernels import _scan_ir, scan, simd
 from npquant.kernels._jit import kernel
+from npquant.kernels._order import _parted, _push, _select, _sift_down, _sort
 from npquant.kernels._pool import run_blocks
-from npquant.kernels.scan import (
-    _TOGETHER,
-    _parted,
-    _push,
-    _score_block,
-    _search_twin,
-    _select,
-    _settle,
-    _sift_down,
-    _sort,
-)
+from npquant.kernels.scan import _TOGETHER, _score_block, _search_twin, _settle
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -241,13 +232,6 @@ def _combine(builder: Any, v: dict[str, Any]) -> None:
     words, wide = (ir.VectorType(ir.IntType(size), 32) for size in (16, 32))
     factor = b.zext(w.splat(b.trunc(v["factor"], ir.IntType(16))), wide)
 
-    def ask(pointer: Any) -> None:
-        from numba.core import cgutils
-        pointer = b.bitcast(pointer, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, w.i32, w.i32, w.i32])
-        b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch"),
-               [pointer, w.i32(0), w.i32(2), w.i32(1)])
-
     def load(pointer: Any, at: Any) -> Any:
         value = b.load(b.bitcast(w.at(pointer, at), words.as_pointer()))
         value.align = 2
@@ -259,11 +243,11 @@ def _combine(builder: Any, v: dict[str, Any]) -> None:
         limit = ir.Constant(words, [255] * 32)
         steps = b.trunc(b.select(b.icmp_unsigned("<", high, limit), high, limit), ir.VectorType(ir.IntType(8), 32))
         b.store(steps, b.bitcast(w.at(v["table"], at), steps.type.as_pointer())).align = 1
-        ask(w.at(v["steps"], b.add(v["next"], at)))
+        w.prefetch(b.bitcast(w.at(v["steps"], b.add(v["next"], at)), ir.IntType(8).as_pointer()))
         for line in range(2):
             at = b.add(b.mul(i, w.index(128)), w.index(64 * line))
             at = b.select(b.icmp_signed("<", at, v["bytes"]), at, w.index(0))
-            ask(w.at(v["blocks"], b.add(v["block"], at)))
+            w.prefetch(w.at(v["blocks"], b.add(v["block"], at)))
 
 
 @kernel("f4:3 f4:3 u2:3 f8:2 f8 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:2w i8:2w", twin=_twin, work=_work,
