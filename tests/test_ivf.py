@@ -22,7 +22,7 @@ from npquant.index import _partition
 from npquant.index._partition import Lists, Partition
 from npquant.index._store import Store
 from npquant.index.multi import Cells
-from npquant.kernels import multisequence, scan, simd, stepped
+from npquant.kernels import lists, multisequence, scan, simd
 from npquant.quantizers.binary import SignQuantizer
 from npquant.quantizers.residual import ResidualQuantizer
 from npquant.quantizers.scalar import ScalarQuantizer
@@ -130,15 +130,17 @@ def test_a_multi_index_tells_what_is_wrong(vectors):
 def lists_and_tables(draw):
     """What ``scan.topk_lists`` takes: some lists, empty ones too, of codes of a byte a number."""
     seed, nlist = draw(strategies.seeds), draw(st.integers(1, 5))
-    M = draw(st.sampled_from([1, 1, 2, 3, 16, 32, 33, 40]))
+    M, K = draw(st.sampled_from([(1, 256), (2, 256), (3, 256), (16, 256), (32, 256), (33, 256), (40, 256), (2, 16),
+                                 (16, 16), (34, 16), (66, 16)]))
     rng, nq = np.random.default_rng(seed), draw(st.integers(0, 3))
     kinds = draw(st.sampled_from([("integers", "integers"), ("normal", "normal"), None]))  # ties at the limit, often
     kinds = kinds or [draw(st.sampled_from(strategies.TABLE_KINDS)) for _ in range(2)]
-    tables, terms = (strategies.make_tables(kind, n, M, 256, seed + i) for i, (kind, n) in enumerate(
+    tables, terms = (strategies.make_tables(kind, n, M, K, seed + i) for i, (kind, n) in enumerate(
         zip(kinds, (nq, nlist))))
-    lists = rng.integers(0, nlist, draw(st.integers(0, 900)))
-    codes = strategies.codes(len(lists), M, 256, seed, draw(st.booleans()))
-    store = Store.empty(M, True, nlist).added(codes, rng.permutation(2 * len(lists) + 1)[:len(lists)], lists)
+    cells = rng.integers(0, nlist, draw(st.integers(0, 900)))
+    codes = scan.pack(strategies.codes(len(cells), M, K, seed, draw(st.booleans())), K)
+    store = Store.empty(codes.shape[1], True, nlist).added(codes, rng.permutation(2 * len(cells) + 1)[:len(cells)],
+                                                           cells)
     live = store.live & rng.integers(0, 2**64, len(store.live), np.uint64) if draw(st.booleans()) else store.live
     nprobe = draw(st.integers(1, nlist))
     probes = np.stack([rng.permutation(nlist)[:nprobe] for _ in range(nq)]) if nq else np.empty((0, nprobe), np.int64)
@@ -156,14 +158,13 @@ def test_terms_in_steps_give_the_results_of_terms(given_, k):
     distances, found = np.empty((len(tables), k), np.float32), np.empty((len(tables), k), np.int64)
     scan.adc_search.twin(tables, terms, bias, probes, start, order, blocks, ids, live,
                          np.full(len(tables), np.inf, np.float32), 0, distances, found, np.empty(len(tables), np.int64))
-    steps = stepped.Terms.of(terms)
-    assert (steps.steps <= 32767).all()
-    levels = [stepped.terms_search.compiled(level) for level in simd.runnable()] if HAVE_NUMBA else []
-    for run in (stepped.terms_search.twin, *levels):
+    steps = lists.Terms.of(terms)
+    levels = [lists.list_search.compiled(level) for level in simd.runnable()] if HAVE_NUMBA else []
+    for run in (lists.list_search.twin, *levels):
         mine = np.empty_like(distances), np.empty_like(found)
         run(tables, *steps, bias, probes, start, order, blocks, ids, live, *mine)
         same(mine, (distances, found), "in steps, and by the definition")
-    same(stepped.topk(tables, steps, bias, probes, start, order, blocks, ids, live, k, 2), (distances, found), "shared")
+    same(lists.topk(tables, steps, bias, probes, start, order, blocks, ids, live, k, 2), (distances, found), "shared")
 
 
 # ------------------------------------------------------------------------------------- inverted files

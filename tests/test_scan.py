@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from laws import HAVE_NUMBA, THREADS, packed, same
 
 from npquant.errors import InvalidInputError
-from npquant.kernels import _jit, _order, _scan_ir, gathered, scan, simd
+from npquant.kernels import _jit, _order, _scan_ir, lists, scan, simd
 
 core = pytest.mark.core
 needs_numba = pytest.mark.skipif(not HAVE_NUMBA, reason="numba is not installed")
@@ -29,15 +29,16 @@ def ways(kernel):
     return [("twin", kernel.twin), *((level, kernel.compiled(level)) for level in compiled)]
 
 
-def same_gathered(tables, probes, start, order, blocks, ids, live, wanted):
-    """Hold that ``gathered`` finds what was wanted, at every level; outputs come filled with rubbish."""
-    for name, run in ways(gathered.gathered_search) if len(order) else []:
+def same_of_lists(tables, bias, probes, start, order, blocks, ids, live, wanted):
+    """Hold that ``lists``, of lists without terms, finds what was wanted at every level; outputs come with rubbish."""
+    none = lists.Terms.none(*tables.shape[1:])
+    for name, run in ways(lists.list_search) if len(order) else []:
         distances, found = np.full(wanted[0].shape, 7, np.float32), np.full(wanted[0].shape, 77)
-        run(tables, probes, start, order, blocks, ids, live, distances, found)
-        same((distances, found), wanted, f"gathered, {name}")
+        run(tables, *none, bias, probes, start, order, blocks, ids, live, distances, found)
+        same((distances, found), wanted, f"lists, {name}")
     for threads in (1, 2):
-        same(gathered.topk(tables, probes, start, order, blocks, ids, live, wanted[0].shape[1], threads), wanted,
-             f"gathered, {threads} threads")
+        found = lists.topk(tables, none, bias, probes, start, order, blocks, ids, live, wanted[0].shape[1], threads)
+        same(found, wanted, f"lists, {threads} threads")
 
 
 def make_tables(kind, rng, nq, M, K):
@@ -138,8 +139,8 @@ def test_the_scan_has_the_bits_of_the_plain_one(seed, M, K, kind, n, k, held, co
         same(search(run, tables, blocks, ids, live, k), wanted, name)
         same(search(run, tables, blocks, ids, live, k, bound), wanted, f"{name}, bounded")
     same(scan.topk(tables, blocks, ids, live, k, 1), wanted, "topk")
-    same_gathered(tables, np.zeros((2, 1), np.int64), np.array([0, len(blocks)]), np.arange(len(blocks)), blocks, ids,
-                  live, wanted)
+    same_of_lists(tables, np.full((2, 1), -0.0, np.float32), np.zeros((2, 1), np.int64), np.array([0, len(blocks)]),
+                  np.arange(len(blocks)), blocks, ids, live, wanted)
     radius = np.array([one[rng.integers(len(one))] if len(one) else 0 for one in scores], np.float32)
     for q, (limits, found_scores, found_ids) in enumerate(
             [scan.within(tables, blocks, ids, live, radius, 1)] * 2):
@@ -164,9 +165,7 @@ def inverted(draw):
     blocks, ids, live = make_blocks(rng, numbers, K, draw(st.sampled_from([1.0, 0.6, 0.02])))
     kind = draw(st.sampled_from(KINDS))
     terms = make_tables(kind, rng, lists, M, K) if draw(st.booleans()) else np.empty((0, M, K), np.float32)
-    plain_codes = not len(terms) and draw(st.booleans())
-    bias = (np.full((nq, P), -0.0, np.float32) if plain_codes
-            else make_tables(draw(st.sampled_from(["normal", kind])), rng, 1, nq, P)[0])
+    bias = make_tables(draw(st.sampled_from(["normal", kind, "signed zeros"])), rng, 1, nq, P)[0]
     probes = np.array([rng.permutation(np.arange(-P, lists).clip(-1))[:P] for _ in range(nq)], np.int64)
     probes = probes.reshape(nq, P)
     return (make_tables(kind, rng, nq, M, K), terms, bias, probes, start, order, blocks, ids, live), numbers
@@ -199,8 +198,8 @@ def test_lists_have_the_bits_of_the_plain_scan(case, k):
         same((distances, found), wanted, name)
     for threads in (1, 2):
         same(scan.topk_lists(*arrays, k, threads), wanted, f"{threads} threads")
-    if not len(terms) and not bias.any() and np.signbit(bias).all():
-        same_gathered(tables, *arrays[3:], wanted)
+    if not len(terms):
+        same_of_lists(tables, *arrays[2:], wanted)
     for radius in (-np.inf, 0.5, np.inf):
         limits, scores, names = scan.within_lists(*arrays, np.full(len(tables), radius, np.float32), 1)
         for q, (one, name) in enumerate(every):
@@ -225,8 +224,8 @@ def test_many_codes(M, K):
             same(search(run, tables, blocks, ids, live, k), wanted, name)
         for threads in THREADS:
             same(scan.topk(tables, blocks, ids, live, k, threads), wanted, f"{threads} threads")
-        same_gathered(tables, np.array([[1, 0], [0, 1], [1, 0]]), np.array([0, 500, len(blocks)]),
-                      np.arange(len(blocks)), blocks, ids, live, wanted)
+        same_of_lists(tables, np.full((3, 2), -0.0, np.float32), np.array([[1, 0], [0, 1], [1, 0]]),
+                      np.array([0, 500, len(blocks)]), np.arange(len(blocks)), blocks, ids, live, wanted)
     scores = plain(tables[1], numbers[there])
     radius = np.full(3, np.sort(scores)[5000], np.float32)  # more than there is room for at first
     limits, found, names = scan.within(tables, blocks, ids, live, radius, 2)
@@ -274,8 +273,8 @@ def test_a_first_guess_that_is_too_low_changes_nothing(M, K):
         mine = np.concatenate([numbers[first], rng.permutation(np.delete(numbers, first, axis=0))])
         blocks, ids, live = make_blocks(rng, mine, K, 1.0)
         wanted = [x[np.newaxis] for x in ranked(plain(tables[0], mine), ids.ravel()[:len(mine)], k)]
-        same_gathered(tables, np.zeros((1, 1), np.int64), np.array([0, len(blocks)]), np.arange(len(blocks)), blocks,
-                      ids, live, tuple(wanted))
+        same_of_lists(tables, np.full((1, 1), -0.0, np.float32), np.zeros((1, 1), np.int64),
+                      np.array([0, len(blocks)]), np.arange(len(blocks)), blocks, ids, live, tuple(wanted))
 
 
 @core

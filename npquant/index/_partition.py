@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npquant.index.multi import Cells
-from npquant.kernels import gathered, multisequence, nearest, scan, stepped
+from npquant.kernels import lists, multisequence, nearest, scan
 from npquant.quantizers.base import Codes, Float, Quantizer, Scorer, TableScorer, places_of
 
 Numbers = NDArray[np.int64]
@@ -80,10 +80,8 @@ class Partition:
                 best, names = _topk_of_list(scorer, *blocks, k, threads)
                 distances[queries], found[queries] = scan.merge([distances[queries], best], [found[queries], names], k)
             return distances, found
-        if not self.residual:
-            return gathered.topk(tables, probes, *held, k, threads)
         if self._steps is not None:
-            return stepped.topk(tables, self._steps, bias, probes, *held, k, threads)
+            return lists.topk(tables, self._steps, bias, probes, *held, k, threads)
         for rows, columns, part, terms, start, order in self._parts(probes, held):
             result = scan.topk_lists(tables[rows], terms, np.ascontiguousarray(bias[rows, columns]), part, start,
                                      order, held.blocks, held.ids, held.live, k, threads)
@@ -180,16 +178,16 @@ class Partition:
         return self._kept_terms
 
     @cached_property
-    def _steps(self) -> stepped.Terms | None:
-        """The terms of all lists as ``kernels.stepped`` scans them: of numbers of a byte, where all terms are kept."""
-        if not self.residual or self.product or self.cells.parts > 1 or self._norms.shape[1] != 256:
-            return None
-        terms = self._terms()
-        return None if terms is None else stepped.Terms.of(terms[0])
+    def _steps(self) -> lists.Terms | None:
+        """The terms of all lists as ``kernels.lists`` scans them; ``None`` where it cannot, or not all are kept."""
+        if not self.residual or self.product:
+            return lists.Terms.none(*self._norms.shape)
+        terms = self._terms() if self.cells.parts == 1 and lists.Terms.fits(*self._norms.shape) else None
+        return None if terms is None else lists.Terms.of(terms[0])
 
-    def _terms_of(self, lists: Numbers) -> Float:
+    def _terms_of(self, cells: Numbers) -> Float:
         kept, parts = self._terms(), []
-        for part, words in enumerate(self.cells.words_of(lists)):
+        for part, words in enumerate(self.cells.words_of(cells)):
             if kept is not None:
                 parts.append(kept[part][words])
             else:

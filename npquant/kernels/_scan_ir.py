@@ -41,7 +41,7 @@ def intrinsics(level: str) -> dict[str, Any] | None:
                                      ("first", "more", "begin", "count", "at"))
                 for name, added in (("measure", False), ("measure_sum", True))}
     found |= {f"{width}_{sums}_kept": simd.intrinsic(partial(kept, level, width == "nibbles", sums == "long"),
-                                                     _KEPT_ARRAYS, ("size", "at", "shift"))
+                                                     _KEPT_ARRAYS, ("size", "at", "begin", "shift"))
               for width in ("bytes", "nibbles") for sums in ("short", "long")}
     return {**found, **measures, "flags": simd.intrinsic(flags, ("sums",), ("at", "limit"), result=True),
             "count": simd.intrinsic(count_of, ("sums",), ("blocks", "limit"), result=True),
@@ -186,7 +186,8 @@ def passing(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, An
     parts, b, w = 64 // lanes, builder, _Bytes(builder, lanes)
     blocks = [b.load(w.at(v["which"], w.index(g))) for g in range(group)]
     codes = [w.at(v["blocks"], b.mul(b.mul(block, v["size"]), w.index(64))) for block in blocks]
-    sums = _summed(level, nibbles, long, w, v, codes, [w.at(each, w.index(AHEAD)) for each in codes])
+    sums = _summed(level, nibbles, long, w, v, codes, [w.at(each, w.index(AHEAD)) for each in codes],
+                   w.number(0, w.words if long else w.bytes))
     if long:
         most = _splat(w, b.trunc(v["limit"], w.ir.IntType(16)), w.words)
         passed = [_both(w, *(b.icmp_unsigned("<=", half, most) for half in halves)) for halves in sums]
@@ -204,7 +205,8 @@ def passing(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, An
 def kept(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, Any]) -> None:
     """Emit: of the group of blocks from ``which[at]`` on the sums, a byte each; 255 at places that are not live.
 
-    Sums are as for ``passing``; ``long`` ones lose ``shift`` bits, and what is more than a byte holds is 255.
+    Sums are as for ``passing``, from ``begin`` on; ``long`` ones lose ``shift`` bits, and what a byte does not hold is
+    255.
     The blocks two groups on are asked for, so that ``which`` must have numbers there.
     """
     lanes, group = LEVELS[level]
@@ -215,8 +217,9 @@ def kept(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, Any])
 
     def codes(g: int) -> Any:
         return w.at(v["blocks"], b.mul(b.mul(block(g), v["size"]), w.index(64)))
+    begin = _splat(w, b.trunc(v["begin"], w.ir.IntType(16) if long else w.i8), w.words if long else w.bytes)
     sums = _summed(level, nibbles, long, w, v, [codes(g) for g in range(group)],
-                   [codes(g + 2 * group) for g in range(group)])
+                   [codes(g + 2 * group) for g in range(group)], begin)
     for i, found in enumerate(sums):
         if long:
             shift = _splat(w, b.trunc(v["shift"], w.ir.IntType(16)), w.words)
@@ -233,13 +236,13 @@ def kept(level: str, nibbles: bool, long: bool, builder: Any, v: dict[str, Any])
 
 
 def _summed(level: str, nibbles: bool, long: bool, w: _Bytes, v: dict[str, Any], codes: list[Any],
-            ahead: list[Any]) -> list[list[Any]]:
-    """Emit the sums of the blocks that begin at ``codes``, and ask for those at ``ahead``.
+            ahead: list[Any], begin: Any) -> list[list[Any]]:
+    """Emit the sums, from ``begin`` on, of the blocks that begin at ``codes``, and ask for those at ``ahead``.
 
     Return, for each vector of places, the sums in bytes; or, ``long``, those of even and of odd places in 16 bits.
     """
     b, parts, entries = w.builder, 64 // w.lanes, w.index(32 if nibbles else 256)
-    sums = [w.variable(w.number(0)) for _ in range(len(codes) * parts)]
+    sums = [w.variable(w.number(0) if long else begin) for _ in range(len(codes) * parts)]
     look_ups = _nibbles if nibbles else _LOOK[level]
 
     def pass_over(j: Any) -> None:
@@ -256,7 +259,7 @@ def _summed(level: str, nibbles: bool, long: bool, w: _Bytes, v: dict[str, Any],
             pass_over(j)
         return [[w.get(total)] for total in sums]
     run = RUN // 2 if nibbles else RUN
-    wide = [[w.variable(w.number(0, w.words)) for _ in range(2)] for _ in sums]
+    wide = [[w.variable(begin) for _ in range(2)] for _ in sums]
     with w.loop(b.udiv(b.add(v["size"], w.index(run - 1)), w.index(run))) as block:
         first = b.mul(block, w.index(run))
         left = b.sub(v["size"], first)

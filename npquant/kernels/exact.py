@@ -275,7 +275,7 @@ def _select_tiled(queries, centre, base, ids, live, product, best, found):
                 if live[begin + i]:
                     rows[0, 0] = begin + i
                     for p in range(nq):
-                        _rescore(queries[p], base, ids, rows[0], 1, product, best[p], found[p])
+                        _rescore(queries[p], base, ids, rows[0], np.int64(1), product, best[p], found[p])
             continue
         for p in range(groups * POINTS):
             ends = length[p] * reach if product else (length[p] + reach) * (length[p] + reach)
@@ -295,7 +295,8 @@ def _select_tiled(queries, centre, base, ids, live, product, best, found):
                     i = _ones(lowest - np.uint64(1))
                     size = held[at]
                     if size == room:
-                        spare[:] = high[at]
+                        for c in range(room):  # assigned whole, numba would compile its formatting of errors: 2 s
+                            spare[c] = high[at, c]
                         bound[at] = min(bound[at], _kth(spare, size, k))
                         size = 0
                         for c in range(room):

@@ -361,13 +361,13 @@ def _search_tiled(tables, terms, bias, probes, start, order, blocks, ids, live, 
                 if first == 0:
                     scale[z, 0] = -1
                 limit = np.int64(-1)  # none yet
-                noted = 0
+                noted = np.int64(0)  # a literal would be a type of its own, and compile all that takes it twice
                 while i < end or noted > 0:
                     if i >= end or noted >= _TOGETHER or (within == 0 and size < k <= size + noted):
                         few = size < k
                         size = _settle(tables, terms, q, which, bias[q, p], blocks, ids, places, noted, sums,
                                        limit_score, kept, names, size)
-                        noted = 0
+                        noted = np.int64(0)
                         if within == 0 and size >= (k if few else room):
                             limit_score = min(limit_score, _select(kept, names, size, k))
                             limit = np.int64(-1)
