@@ -463,3 +463,14 @@ def test_what_is_read_once_is_not_fitted_and_transformed():
     for estimator in (ProductQuantizer(2, 3), OptimizedProductQuantizer(2, 3)):
         with pytest.raises(InvalidInputError, match="read only once"):
             estimator.fit_transform(iter([x]))
+
+
+def test_the_start_is_chosen_on_enough_vectors(monkeypatch):
+    """With 16 codewords too: a rotation fitted to 64 vectors a codeword tells nothing about others."""
+    x = np.random.default_rng(0).gamma(0.5, 1, (20_000, 8)).repeat(4, axis=1).astype(np.float32)
+    x *= np.random.default_rng(1).gamma(1, 1, x.shape).astype(np.float32)
+    seen = []
+    run = transformed._Alternation.run
+    monkeypatch.setattr(transformed._Alternation, "run", lambda self, n: seen.append(len(self.x)) or run(self, n))
+    nq.OptimizedProductQuantizer(4, 4, n_iter=2, random_state=0).fit(x)
+    assert seen == [16_384, 16_384, 20_000]

@@ -220,7 +220,7 @@ class OptimizedProductQuantizer(PreTransformed):
 
     Notes
     -----
-    An alternation works on at most 256 · K vectors (64 · K of which try the starts) and costs
+    An alternation works on at most 256 · K vectors, or 65,536 (a quarter of which try the starts), and costs
     O(n K d + n d² + d³); at the end, k-means goes on from these codebooks over all vectors. The vectors are
     centred meanwhile, so that the rotation need not keep the codebooks' mean in place; the matrix of
     Procrustes' problem is summed from products in float32, its singular value decomposition is in float64. An
@@ -279,9 +279,10 @@ class OptimizedProductQuantizer(PreTransformed):
         plain = self._plain(n_iter=0, random_state=seed)
         K = 1 << _checks.integer(self.nbits, "nbits", 1, 8)
         plain.fit(x[:K])  # refuses or warns, before any work
-        chosen = draw.permutation(len(x))[:_SAMPLE * K] if len(x) > _SAMPLE * K else np.arange(len(x))
+        most = max(_SAMPLE * K, _LEAST)
+        chosen = draw.permutation(len(x))[:most] if len(x) > most else np.arange(len(x))
         sample = x[np.sort(chosen)]
-        few = x[np.sort(chosen[:_SAMPLE * K // 4])]
+        few = x[np.sort(chosen[:most // 4])]
         # Centred about one mean, so that codebooks can go from one to the other.
         mean = sample.mean(axis=0, dtype=np.float64)
         sample, few = ((part - mean).astype(np.float32) for part in (sample, few))
@@ -338,6 +339,7 @@ class OptimizedProductQuantizer(PreTransformed):
 
 
 _SAMPLE = 256  # vectors a codeword for the alternation
+_LEAST = 1 << 16  # vectors for it: a rotation fitted to few of them says nothing about others
 _TRIALS = 8  # alternations of each start before the better is chosen
 _LAST = 10  # iterations of k-means at the end
 _ROWS = 16384  # multiplied at a time
