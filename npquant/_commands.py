@@ -4,154 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
-import math
 import os
-import pkgutil
-import platform
 import re
 import signal
-import sys
 import threading
 import time
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npquant import __version__, _checks, datasets, kernels, metrics, persist
-from npquant.errors import FormatError, InvalidInputError
+from npquant import _about, _checks, datasets, metrics, persist
+from npquant._console import (
+    Meter,
+    Outcome,
+    as_json,
+    in_bytes,
+    note,
+    plural,
+    read_array,
+    read_data,
+    read_object,
+    with_article,
+    writable,
+    write_text,
+)
+from npquant.errors import InvalidInputError
 from npquant.index.flat import FlatIndex
-from npquant.kernels import _jit, _pool, simd
+from npquant.kernels import _jit
 
 _ROWS = 65_536  # vectors encoded at once, so that a file larger than memory goes through
 _RANKED = 1 << 24  # distances of whole rankings held at once
-
-
-class Outcome(NamedTuple):
-    """What a command has to say: for machines, for people, and as an exit code."""
-
-    report: Any
-    text: str
-    code: int = 0
-
-
-def note(message: str) -> None:
-    """Say a line about the work, on stderr."""
-    print("npquant:", " ".join(message.split()), file=sys.stderr)
-
-
-class _Meter:
-    """Progress on stderr where that is a terminal: a tqdm bar, or lines where tqdm is not installed."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.bar: Any = None
-        self.on = sys.stderr.isatty()
-        if self.on:
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-                self.bar = tqdm(total=total, unit=unit, leave=False, file=sys.stderr, dynamic_ncols=True,
-                                desc="getting ready (the first time the compiler runs)")
-
-    def step(self, words: str) -> None:
-        """Go on by one."""
-        if self.bar is not None:
-            self.bar.set_description(words)
-            self.bar.update()
-
-    def line(self, words: str) -> None:
-        """Say something that stays, where there is no bar to see."""
-        if self.on and self.bar is None:
-            note(words)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-# --- files ---
-
-
-def _output(path: str) -> str:
-    """Return ``path`` if a file can be written there: told before the work, not after it."""
-    folder = os.path.dirname(path) or "."
-    if os.path.isdir(path):
-        raise IsADirectoryError(21, "This is a folder, wanted the name of a file to write", path)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(2, "There is no folder to write to", folder)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(13, "This folder cannot be written to", folder)
-    return path
-
-
-def _write_text(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def as_json(value: Any) -> str:
-    """Return ``value`` as JSON; what JSON has no word for becomes null or a string."""
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {str(key): plain(inner) for key, inner in item.items()}
-        if isinstance(item, (list, tuple)):
-            return [plain(inner) for inner in item]
-        if isinstance(item, float) and not math.isfinite(item):
-            return None
-        return item if isinstance(item, (str, int, float, bool, type(None))) else str(item)
-    return json.dumps(plain(value), indent=1, allow_nan=False)
-
-
-def _array(path: str) -> NDArray[Any]:
-    """Return the array in a file, or the one that ``FILE.npz:NAME`` names."""
-    file, _, name = path.rpartition(":")
-    if file.lower().endswith(".npz") and not os.path.exists(path):
-        found = datasets.read(file)
-        if isinstance(found, dict) and name in found:
-            return found[name]
-        held = ", ".join(found) if isinstance(found, dict) else "a single one: leave the name out"
-        raise FormatError(f"{file} holds no array {name!r}. Its arrays: {held}.")
-    # What is not compressed is mapped: only what is used of it is read.
-    array = datasets.read(path, mmap=not path.lower().endswith((".npz", ".gz")))
-    if isinstance(array, dict):
-        raise FormatError(f"{path} holds several arrays ({', '.join(array)}): name one, as "
-                          f"{path}:{next(iter(array))}.")
-    return array
-
-
-def _data(path: str, part: str = "train") -> tuple[NDArray[Any], Any]:
-    """Return vectors (n, d) and their labels, or None; of labelled data the ``part`` "train" or "test"."""
-    labelled = None
-    if os.path.isdir(path):
-        labelled = datasets.load_labelled(path)
-    elif path.lower().endswith(".npz") and isinstance(datasets.read(path), dict):
-        with contextlib.suppress(FormatError):  # _array says what there is to choose among
-            labelled = datasets.load_labelled(path)
-    if labelled is not None:
-        return (labelled.X_test, labelled.y_test) if part == "test" else (labelled.X_train, labelled.y_train)
-    array = _array(path)
-    return array.reshape(len(array), -1) if array.ndim > 2 else array, None
-
-
-def _load(path: str, *kinds: str) -> Any:
-    """Return what an .npq file holds, if its class is, or derives from, one of ``kinds``."""
-    found = persist.load(path)
-    if not any(cls.__name__ in kinds for cls in type(found).__mro__):
-        wanted = {"Index": "an index (npquant build makes one)", "KMeans": "a KMeans",
-                  "Quantizer": "a model that encodes (npquant train makes one)"}
-        raise InvalidInputError(f"{path} holds a {type(found).__name__}, wanted "
-                                f"{' or '.join(wanted[kind] for kind in kinds if kind in wanted)}.")
-    return found
 
 
 def _encoded(model: Any, x: NDArray[Any]) -> NDArray[Any]:
@@ -165,17 +50,14 @@ def _filled(index: Any, x: NDArray[Any], ids: Any = None) -> Any:
     return index
 
 
-# --- commands ---
-
-
 def _demo(args: Namespace) -> Outcome:
     from npquant import _demo as demo
     from npquant import plot
     if args.plot:
         plot.require()
-        _output(args.plot)
+        writable(args.plot)
     if args.json not in (None, "-"):
-        _output(args.json)
+        writable(args.json)
     data = datasets.load_digits() if args.data is None else datasets.load_labelled(args.data)
     settings = demo.Settings(args.rules, args.bits, args.epochs, args.batch_size, args.lr, args.hidden,
                              args.d_out, args.queries, args.seed, args.threads, args.quick)
@@ -183,7 +65,7 @@ def _demo(args: Namespace) -> Outcome:
         settings = settings.checked(data)
     except InvalidInputError as error:
         raise ArgumentError(None, str(error)) from None
-    meter = _Meter(len(settings.bits) * len(settings.rules) * (settings.epochs or 1), "epoch")
+    meter = Meter(len(settings.bits) * len(settings.rules) * (settings.epochs or 1), "epoch")
     try:
         result = demo.compare(
             data, settings, on_epoch=meter.step,
@@ -192,7 +74,7 @@ def _demo(args: Namespace) -> Outcome:
     finally:
         meter.close()
     if args.json not in (None, "-"):
-        _write_text(args.json, as_json(result))
+        write_text(args.json, as_json(result))
     if args.plot:
         plot.save(plot.comparison(result), args.plot)
     title = "npquant demo: learned short codes, and the classic ones, on " + (
@@ -202,9 +84,9 @@ def _demo(args: Namespace) -> Outcome:
 
 _DEEP = ("loss", "output", "hidden", "d_out", "epochs", "lr", "batch_size", "whiten", "validation",
          "patience")
-_SPREAD = ("output", "hidden", "d_out", "epochs", "lr", "batch_size", "validation", "lam")
+_SPREAD = ("output", "hidden", "d_out", "epochs", "lr", "batch_size", "validation", "lam", "negative_rank")
 _OPTIONS = {"deep": (*_DEEP, "m", "nbits", "labels"), "catalyzer": (*_SPREAD, "bits"),
-            "pq": ("m", "nbits", "iterations"), "opq": ("m", "nbits", "iterations"),
+            "pq": ("m", "nbits", "iterations", "metric"), "opq": ("m", "nbits", "iterations", "metric"),
             "kmeans": ("clusters", "iterations")}
 
 
@@ -219,10 +101,10 @@ def _train(args: Namespace) -> Outcome:
         raise ArgumentError(None, f"--resume does not go with --method {method}")
     if args.out is None and not args.resume:
         raise ArgumentError(None, "give -o FILE, the model to write")
-    target = _output(args.out or args.resume)
-    x, y = _data(args.data)
+    target = writable(args.out or args.resume)
+    x, y = read_data(args.data)
     if args.labels:
-        y = _array(args.labels)
+        y = read_array(args.labels)
     began = time.perf_counter()
     model = _resumed(args.resume) if args.resume else _new(args, method)
     code = 0
@@ -230,7 +112,7 @@ def _train(args: Namespace) -> Outcome:
     if learned:
         code = _fitted(model, x, y, args.resume is not None)
     else:
-        model.fit(x)
+        model = model.fit(x) if args.metric is None else FlatIndex(model, args.metric).fit(x).codec
     spreads = type(model).__name__ == "Catalyzer"
     coded = model.codec(model.quantizer, x) if spreads else model
     persist.save(coded, target)
@@ -240,7 +122,7 @@ def _train(args: Namespace) -> Outcome:
     text = f"{target}: {kind} of {len(x):,} vectors of dimension {x.shape[1]}, {seconds:.1f} s"
     if method != "kmeans":
         report["code_size"] = coded.code_size
-        text += f"\n  a vector becomes {_many(coded.code_size, 'byte')} (as float32: {4 * x.shape[1]:,})"
+        text += f"\n  a vector becomes {plural(coded.code_size, 'byte')} (as float32: {4 * x.shape[1]:,})"
     if learned:
         report["history"] = model.history_
         report["supervision"] = "nearest neighbours" if y is None or spreads else "labels"
@@ -287,7 +169,7 @@ def _new(args: Namespace, method: str) -> Any:
 
 
 def _resumed(path: str) -> Any:
-    model = _load(path, "Quantizer")
+    model = read_object(path, "Quantizer")
     model = getattr(model, "transform_", model)  # a catalyzer is trained, and not the codec behind it
     if getattr(model, "training_", None) is None:
         raise InvalidInputError(f"{path} holds no interrupted training: it was finished, or is not of --method "
@@ -297,7 +179,7 @@ def _resumed(path: str) -> Any:
 
 def _fitted(model: Any, x: NDArray[Any], y: Any, resume: bool) -> int:
     """Train with a progress bar; return the exit code: 130 where Ctrl-C came and left a usable model."""
-    meter = _Meter(model.epochs, "epoch")
+    meter = Meter(model.epochs, "epoch")
     pressed: list[bool] = []
 
     def epoch_done(figures: dict[str, Any]) -> bool:
@@ -338,19 +220,19 @@ def _noticed(pressed: list[bool]) -> Iterator[None]:
 
 
 def _encode(args: Namespace) -> Outcome:
-    _output(args.out)
-    model = _load(args.model, "Quantizer", "KMeans")
-    codes = _encoded(model, _data(args.data)[0])
+    writable(args.out)
+    model = read_object(args.model, "Quantizer", "KMeans")
+    codes = _encoded(model, read_data(args.data)[0])
     datasets.write(args.out, codes)
     size = codes.nbytes // max(1, len(codes))
     return Outcome({"file": args.out, "vectors": len(codes), "code_size": size, "dtype": str(codes.dtype)},
-                   f"{args.out}: {len(codes):,} codes of {_many(size, 'byte')}, {codes.dtype} {codes.shape}")
+                   f"{args.out}: {len(codes):,} codes of {plural(size, 'byte')}, {codes.dtype} {codes.shape}")
 
 
 def _decode(args: Namespace) -> Outcome:
 
-    _output(args.out)
-    model, codes = _load(args.model, "Quantizer", "KMeans"), np.asarray(_array(args.codes))
+    writable(args.out)
+    model, codes = read_object(args.model, "Quantizer", "KMeans"), np.asarray(read_array(args.codes))
     if hasattr(model, "decode"):
         vectors = model.decode(codes)
     else:
@@ -365,49 +247,60 @@ def _decode(args: Namespace) -> Outcome:
 
 
 def _build(args: Namespace) -> Outcome:
-    _output(args.out)
-    x = _data(args.data)[0]
+    writable(args.out)
+    x = read_data(args.data)[0]
     if os.path.exists(args.model) or not re.fullmatch(r"[\w,() ]+", args.model):
         if args.learn:
             raise ArgumentError(None, f"--learn goes with a line such as IVF1024,PQ16; {args.model} is trained")
-        index: Any = FlatIndex(_load(args.model, "Quantizer"), args.metric)
+        index: Any = FlatIndex(read_object(args.model, "Quantizer"), args.metric)
     else:
         from npquant.index.factory import index_factory
         index = index_factory(args.model, int(x.shape[1]), args.metric, random_state=args.seed)
-        index.fit(_data(args.learn)[0] if args.learn else x)
-    ids = _array(args.ids) if args.ids else None
+        index.fit(read_data(args.learn)[0] if args.learn else x)
+    ids = read_array(args.ids) if args.ids else None
     if ids is not None:
         _checks.length(ids, len(x), "ids", args.data)
     _filled(index, x, ids)
     persist.save(index, args.out)
-    size, code_size = os.path.getsize(args.out), index.codec.code_size
-    if hasattr(index, "base"):  # of a RefineIndex each vector has two codes
-        code_size += index.base.codec.code_size
+    size, code_size = os.path.getsize(args.out), _code_size(index)
     return Outcome({"file": args.out, "vectors": index.ntotal, "code_size": code_size,
                     "metric": args.metric, "bytes": size},
-                   f"{args.out}: {index.ntotal:,} vectors of {_many(code_size, 'byte')}, metric "
-                   f"{args.metric}; {_bytes(size)} with the model and the ids")
+                   f"{args.out}: {index.ntotal:,} vectors of {plural(code_size, 'byte')}, metric "
+                   f"{args.metric}; {in_bytes(size)} with the model and the ids")
+
+
+def _code_size(index: Any) -> int:
+    """Return the bytes of a vector's codes, of which a RefineIndex has two."""
+    return int(index.codec.code_size + (index.base.codec.code_size if hasattr(index, "base") else 0))
+
+
+def _search_options(args: Namespace, index: Any, path: str) -> dict[str, int]:
+    options = {name: getattr(args, name) for name in ("nprobe", "oversample") if getattr(args, name) is not None}
+    searched = getattr(index, "index", index)  # an IdMap hands on
+    for name in options:
+        if name not in inspect.signature(searched.search).parameters:
+            raise ArgumentError(None, f"--{name} does not go with {path}, which holds {with_article(searched)}")
+    return options
 
 
 def _search(args: Namespace) -> Outcome:
     if args.out:
-        _output(args.out)
-    index = _load(args.index, "Index", "IdMap")
-    queries = _data(args.queries, "test")[0]
-    allow = np.asarray(_array(args.allow)) if args.allow else None
-    began = time.perf_counter()
-    options = {name: getattr(args, name) for name in ("nprobe", "oversample") if getattr(args, name) is not None}
-    for name in options:
-        if name not in inspect.signature(getattr(index, "index", index).search).parameters:  # an IdMap hands on
-            raise ArgumentError(None, f"--{name} does not go with {args.index}, which holds a "
-                                f"{type(index).__name__}")
+        writable(args.out)
+    index = read_object(args.index, "Index", "IdMap")
+    queries = read_data(args.queries, "test")[0]
+    allow = np.asarray(read_array(args.allow)) if args.allow else None
+    options = _search_options(args, index, args.index)
+    began, compiling = time.perf_counter(), _jit.seconds_compiling()
     distances, ids = index.search(queries, args.k, allow=allow, **options)
-    seconds = time.perf_counter() - began
+    compiling = _jit.seconds_compiling() - compiling
+    seconds = time.perf_counter() - began - compiling
     if ids.dtype == object:
         ids = np.array([[name or "" for name in row] for row in ids.tolist()])
     report = {"queries": len(ids), "k": args.k, "metric": index.metric, "seconds": round(seconds, 4)}
     text = (f"{len(ids):,} queries in {index.ntotal:,} vectors: "
             f"{1e3 * seconds / max(1, len(ids)):.3f} ms a query")
+    if compiling > 1:
+        text += f", and {compiling:.0f} s for the compiler, the first time on this machine"
     if args.out:
         both = args.out.lower().endswith(".npz")
         datasets.write(args.out, {"ids": ids, "distances": distances} if both else ids)
@@ -416,7 +309,8 @@ def _search(args: Namespace) -> Outcome:
     wide = max((len(str(value)) for value in ids[:args.rows].ravel()), default=1)
     lines = [text, f"each result is: id ({what}), the nearest first"]
     for query in range(min(args.rows, len(ids))):
-        found = [f"{name:>{wide}} ({distance:.4g})" for distance, name in zip(distances[query], ids[query])]
+        found = [f"{name:>{wide}} ({distance:.4g})" for distance, name in zip(distances[query], ids[query])
+                 if name not in (-1, "")]
         lines.append(f"query {query}:  " + "  ".join(found))
     if len(ids) > args.rows:
         lines.append(f"... {len(ids) - args.rows:,} more queries; -o FILE.npz keeps all")
@@ -425,9 +319,9 @@ def _search(args: Namespace) -> Outcome:
 
 def _tune(args: Namespace) -> Outcome:
     from npquant.index.factory import tune
-    index = _load(args.index, "Index")
-    queries = _data(args.queries, "test")[0]
-    truth = np.asarray(_array(args.truth)) if args.truth else None
+    index = read_object(args.index, "Index", "IdMap")
+    queries = read_data(args.queries, "test")[0]
+    truth = np.asarray(read_array(args.truth)) if args.truth else None
     tuned = tune(index, queries, args.recall, k=args.k, truth=truth)
     wanted = " ".join(f"--{name} {value}" for name, value in tuned.options.items())
     lines = [f"{args.index}: {wanted} finds {tuned.recall:.3f} of the {args.k} nearest in {1e3 * tuned.seconds:.3f} ms "
@@ -441,12 +335,12 @@ def _tune(args: Namespace) -> Outcome:
 
 
 def _eval(args: Namespace) -> Outcome:
-    found = _load(args.model, "Index", "Quantizer")
-    queries, asked_labels = _data(args.queries, "test")
+    found = read_object(args.model, "Index", "Quantizer")
+    queries, asked_labels = read_data(args.queries, "test")
     base: Any = None
     base_labels: Any = None
     if args.database or asked_labels is not None:
-        base, base_labels = _data(args.database or args.queries)
+        base, base_labels = read_data(args.database or args.queries)
     if hasattr(found, "search"):
         index = found
     elif base is None:
@@ -455,21 +349,22 @@ def _eval(args: Namespace) -> Outcome:
         index = _filled(FlatIndex(found, args.metric or "l2"), base)
     if args.metric not in (None, index.metric):
         raise ArgumentError(None, f"the index was built with --metric {index.metric}")
+    options = _search_options(args, index, args.model)
     report: dict[str, Any] = {"vectors": index.ntotal, "queries": len(queries), "metric": index.metric}
-    lines = [f"{len(queries):,} queries in {index.ntotal:,} vectors of {_many(index.codec.code_size, 'byte')}, "
+    lines = [f"{len(queries):,} queries in {index.ntotal:,} vectors of {plural(_code_size(index), 'byte')}, "
              f"metric {index.metric}"]
-    asked_labels = _array(args.labels) if args.labels else asked_labels
-    base_labels = _array(args.database_labels) if args.database_labels else base_labels
+    asked_labels = read_array(args.labels) if args.labels else asked_labels
+    base_labels = read_array(args.database_labels) if args.database_labels else base_labels
     if args.truth is None and (args.labels or (asked_labels is not None and args.database is None)):
         if asked_labels is None or base_labels is None:
             raise ArgumentError(None, "MAP needs the labels of the queries (--labels) and of the vectors searched "
                                 "in (--database-labels)")
-        report["map"] = _map(index, queries, asked_labels, base_labels)
+        report["map"] = _map(index, queries, asked_labels, base_labels, options)
         lines.append(f"  MAP          {report['map']:.4f}   mean average precision by labels: 1 = all vectors of "
                      "the query's class come first")
         return Outcome(report, "\n".join(lines))
     if args.truth is not None:
-        truth = _array(args.truth)
+        truth = read_array(args.truth)
     elif base is not None and index.metric == "l2":
         truth = metrics.exact_neighbors(base, queries, min(100, len(base)))[1]
         lines[0] += "; the true neighbours were computed"
@@ -479,7 +374,7 @@ def _eval(args: Namespace) -> Outcome:
     if truth.ndim != 2:
         raise InvalidInputError(f"{args.truth} has shape {truth.shape}, wanted (queries, k): ids of the true "
                                 "neighbours, nearest first.")
-    ids = index.search(queries, min(100, index.ntotal)).ids
+    ids = index.search(queries, min(100, index.ntotal), **options).ids
     for R in (1, 10, 100):
         if ids.shape[1] >= R:
             report[f"recall_at_{R}"] = value = metrics.recall_at(ids, truth, R)
@@ -493,7 +388,7 @@ def _eval(args: Namespace) -> Outcome:
     return Outcome(report, "\n".join(lines))
 
 
-def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any) -> float:
+def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any, options: dict[str, int]) -> float:
     """Return MAP by labels of whole rankings; row r of ``labels`` belongs to the id r."""
     _checks.length(asked, len(queries), "the queries' labels", "queries")
     ids = np.sort(index.ids)
@@ -506,7 +401,7 @@ def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any) -> float:
         block = np.full((stop - start, len(ids)), np.inf, np.float32)  # what is not found comes last
         step = max(1, _RANKED // len(ids))
         for low in range(start, stop, step):
-            found = index.search(queries[low:min(low + step, stop)], len(ids))
+            found = index.search(queries[low:min(low + step, stop)], len(ids), **options)
             rows, there = np.arange(low - start, low - start + len(found.ids)), found.ids >= 0
             block[np.repeat(rows, there.sum(axis=1)), np.searchsorted(ids, found.ids[there])] = (
                 sign * found.distances[there])
@@ -514,110 +409,6 @@ def _map(index: Any, queries: NDArray[Any], asked: Any, labels: Any) -> float:
     return metrics.mean_average_precision(distances, np.asarray(asked), np.asarray(labels)[ids])
 
 
-def _info(args: Namespace) -> Outcome:
-    if args.file is None:
-        return _about()
-    path = args.file
-    if os.path.isdir(path):
-        return _about_data(path, "labelled data", datasets.load_labelled(path)._asdict())
-    try:
-        report = persist.describe(path)
-    except FormatError:
-        if path.lower().endswith(".npq"):
-            raise
-        found = datasets.read(path, mmap=not path.lower().endswith((".npz", ".gz")))
-        return _about_data(path, _bytes(os.path.getsize(path)), found if isinstance(found, dict) else {"": found})
-    lines = [f"{path}: {report['kind']}, {_bytes(report['bytes'])}, written by npquant "
-             f"{report['library_version']} (format {report['format_version']})"]
-    shown = list(_parameters(report["params"], "  "))
-    lines += ["parameters", *shown] if shown else []
-    training = [array for array in report["arrays"] if ".training_" in f".{array['name']}"]
-    others = [array for array in report["arrays"] if array not in training]
-    if others:
-        wide = max(len(array["name"]) for array in others)
-        lines += ["arrays", *(f"  {array['name']:<{wide}}  {array['dtype']:<8} {_bytes(array['bytes']):>9}  "
-                              f"{' x '.join(map(str, array['shape'])) or 'a number'}" for array in others)]
-    if training:
-        size = _bytes(sum(array["bytes"] for array in training))
-        lines.append(f"An interrupted training is inside ({size}): 'npquant train DATA --resume {path}' goes on.")
-    return Outcome(report, "\n".join(lines))
-
-
-def _about_data(path: str, words: str, named: dict[str, Any]) -> Outcome:
-    arrays = [{"name": name, "dtype": str(array.dtype), "shape": array.shape} for name, array in named.items()]
-    lines = ["  " + f"{array['name']} {array['dtype']} {' x '.join(map(str, array['shape']))}".strip()
-             for array in arrays]
-    return Outcome({"kind": "data", "arrays": arrays}, "\n".join([f"{path}: {words}", *lines]))
-
-
-def _parameters(params: Any, indent: str) -> Iterator[str]:
-    for name, value in params.items():
-        if isinstance(value, dict):
-            kind = value.get("kind", "")
-            yield f"{indent}{name}: {kind}".rstrip()
-            yield from _parameters({key: value[key] for key in value if key != "kind"}, indent + "  ")
-        elif value is not None and value not in ("array", "text", "generator"):  # these are listed as arrays
-            yield f"{indent}{name} = {value!r}"
-
-
-def _about() -> Outcome:
-    from importlib import metadata
-    config: Any = np.show_config(mode="dicts")
-    report = {"npquant": __version__, "python": platform.python_version(), "numpy": np.__version__,
-              "numba": metadata.version("numba") if _jit.have_numba() else None, "jit": _jit.jit_mode(),
-              "cache": str(_jit.cache_folder() or "") or None, "threads": _pool.available_threads(),
-              "machine": platform.machine(), "simd": simd.chosen() if _jit.have_numba() else None,
-              "levels": simd.runnable() if _jit.have_numba() else [],
-              "blas": config.get("Build Dependencies", {}).get("blas", {}).get("name")}
-    jit = {"0": "off (NPQUANT_JIT=0): NumPy alone", "1": "compile at the first call (NPQUANT_JIT=1)",
-           "auto": "auto: compile when it pays (NPQUANT_JIT=0 or 1 to choose)"}
-    lines = {"npquant": __version__, "python": report["python"],
-             "numpy": f"{np.__version__}, BLAS {report['blas']}",
-             "numba": report["numba"] or "not there: NumPy twins run (slower, the same results)",
-             "compiler": jit[_jit.jit_mode()],
-             "kernel cache": report["cache"] or "none is writable: kernels are compiled anew in each process",
-             "threads": f"{report['threads']} (NPQUANT_NUM_THREADS or --threads to choose)",
-             "processor": report["machine"],
-             "SIMD level": f"{report['simd']}, of {', '.join(report['levels'])} that this machine runs "
-                           "(NPQUANT_SIMD to choose)" if report["simd"] else "that of NumPy"}
-    return Outcome(report, "\n".join(f"{name:<13} {value}" for name, value in lines.items()))
-
-
-def _warmup(args: Namespace) -> Outcome:
-    if not _jit.have_numba() or _jit.jit_mode() == "0":
-        why = "NPQUANT_JIT=0 is set" if _jit.have_numba() else "numba is not there"
-        return Outcome({"kernels": [], "seconds": 0.0, "cache": None},
-                       f"{why}: NumPy runs, nothing to compile")
-    found = {f"{module.name}.{name}": value for module in pkgutil.iter_modules(kernels.__path__)
-             for name, value in vars(import_module(f"npquant.kernels.{module.name}")).items()
-             if isinstance(value, _jit.Kernel) and value.source.__module__.endswith(f".{module.name}")}
-    meter, began = _Meter(len(found), "kernel"), time.perf_counter()
-    try:
-        for name, kernel in found.items():
-            kernel.compiled()
-            meter.step(name)
-    finally:
-        meter.close()
-    seconds, folder = time.perf_counter() - began, _jit.cache_folder()
-    kept = f"kept in {folder}" if folder else "and kept nowhere: no writable folder (set NUMBA_CACHE_DIR)"
-    cache = str(folder) if folder else None
-    return Outcome({"kernels": list(found), "seconds": round(seconds, 3), "cache": cache},
-                   f"{len(found)} kernels ready in {seconds:.1f} s, {kept}")
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 COMMANDS: dict[str, Callable[[Namespace], Outcome]] = {
     "demo": _demo, "train": _train, "encode": _encode, "decode": _decode, "build": _build, "search": _search,
-    "tune": _tune,
-    "eval": _eval, "info": _info, "warmup": _warmup}
+    "tune": _tune, "eval": _eval, "info": _about.info, "warmup": _about.warmup}

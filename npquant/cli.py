@@ -62,10 +62,10 @@ def _run(args: argparse.Namespace) -> int:
     # Products as small as the digits' are done sooner by one thread, above all on a busy machine.
     small = args.command == "demo" and args.data is None
     with _threads(args.threads, 1 if small else args.threads):
-        from npquant import _commands  # not sooner: it loads NumPy
-        with _warnings(_commands.note):
+        from npquant import _commands, _console  # not sooner: they load NumPy
+        with _warnings(_console.note):
             outcome = _commands.COMMANDS[args.command](args)
-    print(_commands.as_json(outcome.report) if args.json in (True, "-") else outcome.text)
+    print(_console.as_json(outcome.report) if args.json in (True, "-") else outcome.text)
     return outcome.code
 
 
@@ -238,8 +238,7 @@ def _parser() -> _Parser:
     add("queries", metavar="QUERIES", help="vectors")
     add("--allow", metavar="FILE", help="the ids, or a mask of the vectors, that alone may be found; default all")
     add("-k", type=_whole(1), default=10, metavar="K", help="how many (default 10)")
-    add("--nprobe", type=_whole(1), metavar="N", help="of an index with lists: how many to look into (default 8)")
-    add("--oversample", type=_whole(1), metavar="N", help="of an index that refines: candidates a result (default 10)")
+    _add_search(add)
     add("-o", "--out", metavar="FILE",
         help=".npz: ids and distances; .npy, .ivecs, .ibin: ids; default: the first are printed")
     add("--rows", type=_whole(1), default=5, metavar="N", help="queries printed (default 5)")
@@ -263,12 +262,18 @@ def _parser() -> _Parser:
     add("--database", metavar="FILE",
         help="the vectors searched in: needed for a model, and to compute the true neighbours")
     add("--metric", choices=_METRICS, help="of a model (default l2)")
+    _add_search(add)
     add = command("info", "Say what is in a file; without one, what npquant finds on this machine.",
                   "  npquant info\n  npquant info base.npq")
     add("file", nargs="?", metavar="FILE", help="a model, an index or data")
     command("warmup", "Compile everything now, so that no later start waits for the compiler.",
             "  npquant warmup        (in a container's build, on the same kind of processor)")
     return parser
+
+
+def _add_search(add: Callable[..., Any]) -> None:
+    add("--nprobe", type=_whole(1), metavar="N", help="of an index with lists: how many to look into (default 8)")
+    add("--oversample", type=_whole(1), metavar="N", help="of an index that refines: candidates a result (default 10)")
 
 
 def _add_demo(add: Callable[..., Any]) -> None:
@@ -295,6 +300,8 @@ def _add_train(add: Callable[..., Any]) -> None:
         "lattice on it; pq: product quantization; opq: with a learned rotation before it; kmeans: one codebook")
     add("--m", type=_whole(1), metavar="N", help="blocks a vector is cut into (deep 4, pq and opq 8)")
     add("--nbits", type=_whole(1), metavar="N", help="bits a block, 1 to 8 (default 8)")
+    add("--metric", choices=_METRICS, help="pq and opq: what the index will be built with; for cosine directions are "
+        "trained on (default l2)")
     add("--clusters", type=_whole(1), metavar="N", help="kmeans: how many centres (default 256)")
     add("--iterations", type=_whole(0), metavar="N", help="pq and kmeans: at the most (default 25); opq (default 30)")
     add("--labels", metavar="FILE", help="deep: a label a vector; without labels it learns from neighbours")
@@ -304,6 +311,8 @@ def _add_train(add: Callable[..., Any]) -> None:
     add("--bits", type=_whole(1), metavar="N", help="catalyzer: bits of a code at the most (default 64)")
     add("--lam", type=_from_zero, metavar="WEIGHT",
         help="catalyzer: how much evenness counts against the order of neighbours (default 0.05)")
+    add("--negative-rank", type=_whole(1), metavar="N",
+        help="catalyzer: a vector's N-th neighbour is to stay farther away than its near ones (default 50)")
     add("--hidden", type=_wholes, metavar="N,N", help="widths of hidden layers (deep 512, catalyzer 1024,1024)")
     add("--d-out", type=_whole(1), metavar="N", help="outputs of the network (deep 32, catalyzer 24)")
     add("--epochs", type=_whole(1), metavar="N", help="passes over the data (deep 30, catalyzer 20)")

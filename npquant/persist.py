@@ -37,29 +37,8 @@ are read-only where the file is mapped.
 
 The format
 ----------
-All numbers are little-endian. ``H`` is the header's length; *up* is rounding up to a multiple of 64. ::
-
-    byte   length
-    0      8         89 4E 50 51 0D 0A 1A 0A, which is "\x89NPQ\r\n\x1a\n"
-    8      4         format version, uint32: 1
-    12     4         CRC-32 (zlib's) of the header's H bytes, uint32
-    16     8         H, uint64
-    24     H         the header: JSON in UTF-8
-    24+H             zeros up to D = up(24 + H), where there are arrays
-    D                the arrays, in the order of the header; each begins at the next multiple of 64, zeros
-                     between them; the file ends with the last one's last byte (without arrays, at 24 + H)
-
-These first 24 bytes, and the header's first three members, keep their meaning in every future version. A
-reader reads its own version and all older ones, and refuses newer ones. The header is ::
-
-    {"format_version": 1, "library": "npquant", "library_version": "0.1.0",
-     "arrays": [{"dtype": "float32", "shape": [256, 16], "offset": 0, "crc32": "0f1e2d3c"}, …],
-     "root": node}
-
-``dtype`` is one of bool, uint8, int8, uint16, int16, uint32, int32, uint64, int64, float16, float32, float64;
-elements are in C order; ``offset`` is counted from D; ``crc32`` is that of the array's bytes, 8 hexadecimal
-digits. An array without elements has no bytes, and an offset like any other. Each array is used by exactly
-one node. A node is one of
+Header, arrays and checksums are those of :mod:`npquant._container`, where their bytes are listed. Each array is used
+by exactly one node of the header's tree. A node is one of
 
 ``null``, ``true``, a number, a string, ``[node, …]``
     itself, and a list; a number is a float if it has a point or an exponent, otherwise an int
@@ -88,29 +67,21 @@ A tree is at most 64 nodes deep.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import json
 import math
 import os
 import re
-import secrets
-import stat
 import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
-from npquant import __version__
+from npquant import __version__, _container
 from npquant._base import Estimator
+from npquant._container import DTYPES, MAX_DEPTH, MAX_NDIM, Array
 from npquant.errors import FormatError, InvalidInputError
-
-Array = NDArray[Any]
 
 KINDS: dict[str, str] = {
     "KMeans": "npquant.kmeans:KMeans",
@@ -153,30 +124,10 @@ KINDS: dict[str, str] = {
 }
 """Kind in a file -> "module:Class". Nothing that is not in this table is ever imported for a file."""
 
-FORMAT_VERSION = 1
-
-_MAGIC = b"\x89NPQ\r\n\x1a\n"  # like PNG's: a transfer "as text" breaks it, and shows
-_PRELUDE = struct.Struct("<8sIIQ")
-_ALIGN = 64
-_CHUNK = 1 << 20  # bytes taken at once, so that the checksum and the disk find them in the cache
-_MAX_DEPTH = 64
-_MAX_NESTING = 3 * _MAX_DEPTH + 8  # an object is three JSON levels
-_MAX_NDIM = 32  # NumPy 1's limit
-_DTYPES = {name: np.dtype(name).newbyteorder("<") for name in (
-    "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
-    "float16", "float32", "float64")}
 _BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 _MAX_POOL = 256  # numpy.random.SeedSequence allocates, and mixes in quadratic time, what a file says here
 _SAVABLE = ("A .npq file holds None, bool, int, float, str, list, tuple, dict with str keys, NumPy arrays of "
             "bool, integers, float16 to float64 and str, numpy.random.Generator, and npquant's own objects")
-
-
-class _Entry(NamedTuple):
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    start: int  # in the file
-    nbytes: int
-    crc: int
 
 
 # ----------------------------------------------------------------------------------------- public
@@ -211,30 +162,10 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     Time: one pass over the arrays. Memory: nothing for C-contiguous little-endian arrays; for others a copy
     of one at a time. The same object gives the same bytes.
     """
-    name = _name(path)
-    target = os.path.realpath(name)
-    folder = os.path.dirname(target)
-    if os.path.isdir(target):
-        raise IsADirectoryError(errno.EISDIR, "This is a folder: give the name of a file in it", name)
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise InvalidInputError(f"{name!r} is not an ordinary file, and would be replaced: give another.")
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, f"There is no folder {folder!r}: make it first, to save", name)
+    target = _container.target_of(path)
     arrays: list[Array] = []
     root = _Encoder(arrays).encode(obj, _title(obj), 0)
-    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.npq.tmp")
-    try:
-        with open(temporary, "xb") as file:  # not tempfile, which gives the owner alone the right to read
-            _write(file, root, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(temporary, target)
-    except BaseException:  # also KeyboardInterrupt: no half file stays
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
+    _container.replace(target, root, arrays)
 
 
 def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
@@ -274,9 +205,9 @@ def load(path: str | os.PathLike[str], *, mmap: bool = False) -> Any:
     than the file does. The header, which is as long as the parameters are many, is parsed by the ``json``
     module into some 20 times its length. Time: one pass over the file, or over its header with ``mmap``.
     """
-    with _open(path) as (file, name):
-        header, entries = _read_header(file, name)
-        arrays = _map(file, entries) if mmap else _read(file, name, entries)
+    with _container.opened(path) as (file, name):
+        header, entries = _container.read_header(file, name)
+        arrays = _container.mapped(file, entries) if mmap else _container.read(file, name, entries)
     return _Decoder(name, header, arrays).result()
 
 
@@ -297,46 +228,18 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     FormatError, OSError, InvalidInputError
         As :func:`load` does, but for what only the arrays' content could tell.
     """
-    with _open(path) as (file, name):
-        header, entries = _read_header(file, name)
+    with _container.opened(path) as (file, name):
+        header, entries = _container.read_header(file, name)
         size = os.fstat(file.fileno()).st_size
     names = [""] * len(entries)
     try:
         kind, params = _show_root(header["root"], names)
     except Exception as error:  # whatever it is, the file's nodes are the only input
-        raise _impossible(name, f"the header's tree makes no sense: {error}") from error
+        raise _container.impossible(name, f"the header's tree makes no sense: {error}") from error
     return {"kind": kind, "format_version": header["format_version"],
             "library_version": header["library_version"], "bytes": size, "params": params,
             "arrays": [{"name": name, "dtype": entry.dtype.name, "shape": entry.shape, "bytes": entry.nbytes}
                        for name, entry in zip(names, entries)]}
-
-
-# -------------------------------------------------------------------------------- paths and files
-
-
-def _name(path: Any) -> str:
-    name = path if isinstance(path, str) else os.fspath(path) if isinstance(path, os.PathLike) else None
-    if not isinstance(name, str):
-        raise InvalidInputError(f"path must be a str or an os.PathLike of str, got {path!r}.")
-    if "\0" in name:
-        raise InvalidInputError(f"path {name!r} contains a NUL character, which no file's name can.")
-    return name
-
-
-@contextlib.contextmanager
-def _open(path: Any) -> Iterator[tuple[BinaryIO, str]]:
-    name = _name(path)
-    try:
-        mode = os.stat(name).st_mode
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, f"There is no such file (seen from {os.getcwd()!r})",
-                                name) from None
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "This is a folder: give the name of a .npq file in it", name)
-    if not stat.S_ISREG(mode):  # to open a pipe would wait for its other end
-        raise InvalidInputError(f"{name!r} is not an ordinary file: copy its content to one, and load that.")
-    with open(name, "rb") as file:
-        yield file, name
 
 
 # ------------------------------------------------------------------------------------------ kinds
@@ -378,8 +281,8 @@ class _Encoder:
         self.arrays = arrays
 
     def encode(self, value: Any, path: str, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
-            raise InvalidInputError(f"{path[:80]}… is nested over {_MAX_DEPTH} deep, or contains itself.")
+        if depth > MAX_DEPTH:
+            raise InvalidInputError(f"{path[:80]}… is nested over {MAX_DEPTH} deep, or contains itself.")
         kind: Any = type(value)
         if value is None or kind is bool:
             return value
@@ -396,7 +299,7 @@ class _Encoder:
             return {"dict": self._dict(value, path, depth)}
         if kind is np.str_:
             return self._str(str(value), path)
-        if issubclass(kind, np.generic) and value.dtype.name in _DTYPES:
+        if issubclass(kind, np.generic) and value.dtype.name in DTYPES:
             return self.encode(value.item(), path, depth)
         if kind in (np.ndarray, np.memmap):
             return self._array(value, path)
@@ -435,16 +338,16 @@ class _Encoder:
             # Not a list of str: padded to the longest one, it could take a million times the file's size when
             # loaded.
             width = max(1, value.dtype.itemsize // 4)
-            if value.ndim == _MAX_NDIM:
+            if value.ndim == MAX_NDIM:
                 self._refuse(path, f"an array of {value.ndim + 1} dimensions with that of the letters")
             points = np.asarray(value, dtype=f"<U{width}", order="C")
             return {"text": self._store(np.ndarray((*value.shape, width), "<u4", buffer=points), path)}
-        if value.dtype.name not in _DTYPES:
+        if value.dtype.name not in DTYPES:
             self._refuse(path, f"an array of dtype {value.dtype}")
         return {"array": self._store(value, path)}
 
     def _store(self, array: Array, path: str) -> int:
-        if array.ndim > _MAX_NDIM:
+        if array.ndim > MAX_NDIM:
             self._refuse(path, f"an array of {array.ndim} dimensions")
         self.arrays.append(array)
         return len(self.arrays) - 1
@@ -489,207 +392,6 @@ def _is_fitted_name(name: str) -> bool:
     return name.endswith("_") and not name.startswith("_")
 
 
-def _write(file: BinaryIO, root: Any, arrays: list[Array]) -> None:
-    entries: list[dict[str, Any]] = []
-    end = 0
-    for array in arrays:
-        start = _up(end)
-        entries.append({"dtype": array.dtype.name, "shape": list(array.shape), "offset": start,
-                        "crc32": "0" * 8})
-        end = start + array.nbytes
-
-    def header() -> bytes:
-        document = {"format_version": FORMAT_VERSION, "library": "npquant", "library_version": __version__,
-                    "arrays": entries, "root": root}
-        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-    # The checksums are known at the end; they have a fixed length, so that each array is converted and read
-    # only once.
-    length = len(header())
-    position = _PRELUDE.size + length
-    file.write(bytes(position))
-    data = _up(position)
-    for array, entry in zip(arrays, entries):
-        start = data + entry["offset"]
-        file.write(bytes(start - position))
-        crc = 0
-        flat = np.asarray(array, dtype=_DTYPES[array.dtype.name], order="C").reshape(-1).view(np.uint8)
-        for i in range(0, flat.size, _CHUNK):
-            crc = zlib.crc32(flat[i:i + _CHUNK].data, crc)
-            file.write(flat[i:i + _CHUNK].data)
-        entry["crc32"] = f"{crc:08x}"
-        position = start + flat.size
-        del flat  # where it is a copy, before the next one is made
-    file.seek(0)
-    text = header()
-    file.write(_PRELUDE.pack(_MAGIC, FORMAT_VERSION, zlib.crc32(text), length) + text)
-
-
-def _up(position: int) -> int:
-    return -(-position // _ALIGN) * _ALIGN
-
-
-# ---------------------------------------------------------------------------------------- reading
-
-
-def _damaged(name: str, what: str) -> FormatError:
-    return FormatError(f"{name}: {what}. Copy or download it again.")
-
-
-def _impossible(name: str, what: str) -> FormatError:
-    return FormatError(f"{name}: impossible: {what}.")
-
-
-def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], list[_Entry]]:
-    """Return the header and where each array stands, checked against the file's size."""
-    size = os.fstat(file.fileno()).st_size
-    start = file.read(_PRELUDE.size)
-    if start[:8] != _MAGIC:
-        raise FormatError(f"{name}: {_foreign(start, file, size)}")
-    if len(start) < _PRELUDE.size:
-        raise _damaged(name, f"cut short, {size} bytes are left")
-    _, version, crc, length = _PRELUDE.unpack(start)
-    if length > size - _PRELUDE.size:
-        raise _damaged(name, f"cut short or damaged: the header has {length} bytes and the file {size}")
-    text = file.read(length)
-    if zlib.crc32(text) != crc:
-        raise _damaged(name, "damaged: the header's checksum differs")
-    header = _parse(text, name)
-    writer = header.get("library_version")
-    if header.get("format_version") != version or version < 1 or type(writer) is not str:
-        raise FormatError(f"{name}: damaged: the header contradicts itself about the version.")
-    if version > FORMAT_VERSION:
-        raise FormatError(f"{name}: written by npquant {writer[:40]!r} in format version {version}; this "
-                          f"npquant ({__version__}) reads versions 1 to {FORMAT_VERSION}: upgrade it.")
-    if "root" not in header or type(header.get("arrays")) is not list:
-        raise _impossible(name, "the header has no root or no arrays")
-    return header, _layout(header["arrays"], _PRELUDE.size + length, size, name)
-
-
-def _parse(text: bytes, name: str) -> dict[str, Any]:
-    # Before parsing: the parser recurses, and only a setting of the program would stop it.
-    if _nesting(text) > _MAX_NESTING:
-        raise _impossible(name, f"the header is nested more than {_MAX_NESTING} deep")
-
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        header = json.loads(text.decode(), parse_constant=refuse)
-    except ValueError as error:
-        raise _impossible(name, f"the header is not JSON in UTF-8: {error}") from None
-    if type(header) is not dict:
-        raise _impossible(name, "the header is not an object")
-    return header
-
-
-# A string, closed or not; possessive, so that it is found in linear time.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
-_BESIDES_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-def _nesting(text: bytes) -> int:
-    deepest = depth = 0
-    for byte in _STRING.sub(b"", text).translate(None, _BESIDES_BRACKETS):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _layout(raw: list[Any], head: int, size: int, name: str) -> list[_Entry]:
-    """Return the arrays' entries: known dtypes, in order, without overlap, inside the file and filling it."""
-    data = _up(head) if raw else head
-    end = 0
-    entries = []
-    for i, item in enumerate(raw):
-        if type(item) is not dict or set(item) != {"dtype", "shape", "offset", "crc32"}:
-            raise _impossible(name, f"array {i} has not the four members of an array")
-        shape, crc = item["shape"], item["crc32"]
-        dtype = _DTYPES.get(item["dtype"]) if type(item["dtype"]) is str else None
-        if dtype is None:
-            raise _impossible(name, f"array {i} has the dtype {str(item['dtype'])[:40]!r}")
-        if (type(shape) is not list or len(shape) > _MAX_NDIM
-                or not all(type(n) is int and n >= 0 for n in shape)
-                # NumPy refuses this also where another dimension is 0.
-                or math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63):
-            raise _impossible(name, f"array {i} has the shape {str(shape)[:80]}")
-        if type(crc) is not str or not re.fullmatch("[0-9a-f]{8}", crc):
-            raise _impossible(name, f"array {i} has the checksum {str(crc)[:40]!r}")
-        if type(item["offset"]) is not int or item["offset"] != _up(end):
-            raise _impossible(name, f"array {i} begins at {str(item['offset'])[:40]} instead of {_up(end)}: "
-                                    "it overlaps the one before, or leaves a hole")
-        start = data + _up(end)
-        nbytes = math.prod(shape) * dtype.itemsize
-        if start + nbytes > size:
-            raise _damaged(name, f"cut short or damaged: array {i} takes {nbytes} bytes at {start}, and the "
-                                 f"file has {size}")
-        entries.append(_Entry(dtype, tuple(shape), start, nbytes, int(crc, 16)))
-        end = _up(end) + nbytes
-    if data + end != size:
-        raise _damaged(name, f"damaged: it has {size} bytes, and its content {data + end}")
-    return entries
-
-
-def _read(file: BinaryIO, name: str, entries: list[_Entry]) -> list[Array]:
-    arrays = []
-    for i, entry in enumerate(entries):
-        array = np.empty(entry.shape, entry.dtype)
-        flat = array.reshape(-1).view(np.uint8)
-        file.seek(entry.start)
-        crc = at = 0
-        while at < flat.size:
-            block = flat[at:at + _CHUNK].data
-            got = file.readinto(block)  # type: ignore[attr-defined]
-            if not got:
-                raise FormatError(f"{name}: cut short while it was read.")
-            crc = zlib.crc32(block[:got], crc)
-            at += got
-        if crc != entry.crc:
-            raise _damaged(name, f"damaged: the checksum of array {i} differs")
-        # Moves bytes on big-endian machines only.
-        arrays.append(array.astype(entry.dtype.newbyteorder("="), copy=False))
-    return arrays
-
-
-def _map(file: BinaryIO, entries: list[_Entry]) -> list[Array]:
-    # A numpy.memmap rather than an mmap.mmap: joblib knows it, and sends the file's name, not its bytes.
-    whole = np.memmap(file, dtype=np.uint8, mode="r")
-    return [whole[e.start:e.start + e.nbytes].view(np.ndarray).view(e.dtype).reshape(e.shape)
-            for e in entries]
-
-
-def _foreign(start: bytes, file: BinaryIO, size: int) -> str:
-    """Return a sentence on what a file without the magic looks like."""
-    if size == 0:
-        return "empty: nothing was written to it, or its download failed."
-    head = start + file.read(64)
-    if len(head) < 8 and _MAGIC.startswith(head):
-        return f"cut short, {size} bytes are left. Copy or download it again."
-    if head.startswith(b"\x89NPQ") or head.startswith(b"NPQ\r\n"):
-        return "an .npq file damaged by a transfer in text mode. Copy it again, in binary mode."
-    for magic, what in _FOREIGN:
-        if head.startswith(magic):
-            return f"not an .npq file: it looks like {what}."
-    if re.match(rb"I[A-Za-z][A-Za-z0-9]{2}", head) and 0 < int.from_bytes(head[4:8], "little") < 1 << 20:
-        return "not an .npq file: it looks like an index of faiss, which faiss.read_index reads."
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        return "not an .npq file: it looks like safetensors."
-    return f"not an .npq file: it begins with {head[:8]!r}."
-
-
-_FOREIGN = (
-    (b"version https://git-lfs", "a git-lfs pointer, which stands for the file itself: run `git lfs pull`"),
-    (b"\x93NUMPY", "an .npy file, which numpy.load reads"),
-    (b"PK\x03\x04", "a zip or .npz file, which zipfile or numpy.load read"),
-    (b"PK\x05\x06", "an empty zip file"),
-    *((b"\x80" + bytes([protocol]), "a pickle, which npquant never reads") for protocol in range(2, 6)),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which h5py reads"),
-    (b"\x1f\x8b", "compressed by gzip: decompress it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd: decompress it first"),
-    (b"<", "a web page or XML: perhaps the download was answered by an error page"),
-)
-
-
 # ------------------------------------------------------------------------------------- rebuilding
 
 
@@ -709,11 +411,11 @@ class _Decoder:
         return result
 
     def _impossible(self, path: str, why: str) -> FormatError:
-        return _impossible(self.name, f"{(path.lstrip('.') or 'the root')[:200]} {why}")
+        return _container.impossible(self.name, f"{(path.lstrip('.') or 'the root')[:200]} {why}")
 
     def decode(self, node: Any, path: str, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
-            raise self._impossible(path, f"is nested more than {_MAX_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise self._impossible(path, f"is nested more than {MAX_DEPTH} deep")
         if type(node) is list:
             return [self.decode(v, f"{path}[{i}]", depth + 1) for i, v in enumerate(node)]
         if type(node) is not dict:
@@ -767,7 +469,7 @@ class _Decoder:
     def _strings(self, shape: Any, values: Any, path: str) -> Any:
         if type(shape) is not list or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             raise self._impossible(path, f"has the shape {str(shape)[:80]}")
-        if type(values) is not list or not all(type(v) is str for v in values) or len(shape) > _MAX_NDIM:
+        if type(values) is not list or not all(type(v) is str for v in values) or len(shape) > MAX_NDIM:
             raise self._impossible(path, "is not an array of str")
 
         def build() -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import npquant as nq
-from npquant import _commands, _demo, cli
+from npquant import _commands, _console, _demo, cli
 
 core = pytest.mark.core
 DIGITS = nq.datasets.load_digits()
@@ -340,7 +340,7 @@ def test_ctrl_c_leaves_a_model_that_goes_on_as_if_nothing_had_been(run, files, m
         if len(steps) == 4:
             raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(_commands._Meter, "step", interrupted)
+        patch.setattr(_console.Meter, "step", interrupted)
         code, out, err = run(*argv, "part.npq")
     assert code == 130
     assert "of 6 epochs" in out
@@ -463,13 +463,33 @@ def test_info_of_the_machine(run, monkeypatch):
     assert "nothing to compile" in run("warmup")[1]
 
 
-def test_warmup_compiles_every_kernel(run, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_warmup_compiles_every_kernel(run, monkeypatch, threads):
+    """Shared out among processes, or alone; what another process leaves undone is done at the end."""
+    from npquant import _about
     from npquant.kernels import _jit, nearest, scan
-    asked = []
+    asked, started, gone = [], [], []
+
+    class Process:
+        def __init__(self, argv, **_):
+            started.append(argv)
+
+        def wait(self):
+            if started and len(asked) < 40:
+                for argv in started[:1]:  # the second dies
+                    _about.compile_share(*map(int, argv[3:]))
+                started.clear()
+
+        def kill(self):
+            gone.append(self)
+    monkeypatch.setattr(_about.subprocess, "Popen", Process)
+    monkeypatch.setattr(_jit, "cache_folder", lambda: "cache")
+    monkeypatch.setattr(_jit.Kernel, "is_compiled", property(lambda self: self in asked))
     monkeypatch.setattr(_jit, "have_numba", lambda: True)
     monkeypatch.setattr(_jit, "jit_mode", lambda: "auto")
     monkeypatch.setattr(_jit.Kernel, "compiled", lambda self: asked.append(self))
-    names = json.loads(run("warmup", "--json")[1])["kernels"]
+    names = json.loads(run("warmup", "--json", "--threads", threads)[1])["kernels"]
+    assert len(gone) == threads - 1
     assert len(names) == len(asked) == len(set(names))
     assert {scan.adc_search, nearest.nearest_codewords} <= set(asked)
 
@@ -577,3 +597,65 @@ def test_search_options_reach_the_index_behind_names(run, files):
     nq.save(names, files / "names.npq")
     assert run("search", "names.npq", "queries.npy", "--nprobe", "2")[0] == 0
     assert "--oversample" in failed(run("search", "names.npq", "queries.npy", "--oversample", "2"), 2)
+
+
+def test_tuning_behind_names(run, files):
+    """The index inside is tuned; the truth is of names."""
+    index = nq.IdMap(nq.index_factory("IVF8,PQ8x4", d=64, random_state=0).fit(DIGITS.X_train))
+    index.add(DIGITS.X_train, [f"image {i}" for i in range(len(DIGITS.X_train))])
+    nq.save(index, files / "called.npq")
+    found = index.search(DIGITS.X_test[:40], 10, nprobe=8).ids.astype(str)
+    np.save(files / "truth_names.npy", found)
+    for more in ((), ("--truth", "truth_names.npy")):
+        code, out, _ = run("tune", "called.npq", "queries.npy", "--recall", "1", "--json", *more)
+        assert (code, json.loads(out)["recall"]) == (0, 1.0)
+    np.save(files / "one_name.npy", found[0, :1])
+    code, out, _ = run("search", "called.npq", "queries.npy", "--allow", "one_name.npy", "--nprobe", "8", "--rows", "1")
+    assert code == 0
+    assert out.splitlines()[2].count("(") == 1  # what is not there is not shown
+
+
+def test_eval_takes_search_options(run, files):
+    """Recall is that of the search asked for, and both codes of a vector are counted."""
+    assert run("build", "IVF8,PQ8x4,Refine(int8)", "base.fvecs", "-o", "two.npq")[0] == 0
+    index = nq.load(files / "two.npq")
+    truth = nq.metrics.exact_neighbors(DIGITS.X_train[:400], DIGITS.X_test[:40], 10)[1]
+    np.save(files / "true_ten.npy", truth)
+    for options in ({}, {"nprobe": 1, "oversample": 1}, {"nprobe": 8, "oversample": 40}):
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        code, out, _ = run("eval", "two.npq", "--queries", "queries.npy", "--truth", "true_ten.npy", "--json", *words)
+        assert code == 0
+        found = index.search(DIGITS.X_test[:40], 100, **options).ids
+        assert json.loads(out)["knn_recall_10"] == nq.metrics.knn_recall(found, truth, 10)
+    assert "vectors of 68 bytes" in run("eval", "two.npq", "--queries", "queries.npy", "--truth", "true_ten.npy")[1]
+    assert "--nprobe does not go with pq_index.npq, which holds a FlatIndex" in failed(
+        run("eval", "pq_index.npq", "--queries", "queries.npy", "--truth", "true_ten.npy", "--nprobe", "2"), 2)
+
+
+@core
+def test_cosine_from_training_to_search(run, files):
+    """A codec trained with --metric cosine is the one that an index trains; one of other lengths brings a warning."""
+    for method, kind in (("pq", nq.ProductQuantizer), ("opq", nq.OptimizedProductQuantizer)):
+        assert run("train", "base.fvecs", "--method", method, "--m", "4", "--nbits", "4", "--iterations", "3",
+                   "--metric", "cosine", "-o", "directions.npq")[0] == 0
+        wanted = nq.FlatIndex(kind(4, 4, n_iter=3, random_state=0), "cosine").fit(DIGITS.X_train[:400]).codec
+        assert (nq.load(files / "directions.npq").decode(np.zeros((1, 2), np.uint8)) == wanted.decode(
+            np.zeros((1, 2), np.uint8))).all()
+        code, _, err = run("build", "directions.npq", "base.fvecs", "--metric", "cosine", "-o", "angles.npq")
+        assert (code, err) == (0, "")
+    code, _, err = run("build", "pq.npq", "base.fvecs", "--metric", "cosine", "-o", "angles.npq")
+    assert code == 0
+    assert err.startswith("npquant: warning: the codes tell less")
+    assert "npquant train --metric cosine" in err
+    assert "--metric does not go with --method kmeans" in failed(
+        run("train", "base.fvecs", "--method", "kmeans", "--metric", "cosine", "-o", "k.npq"), 2)
+
+
+def test_the_compilers_time_is_told_apart(run, monkeypatch):
+    """What a search waits for kernels is not its own time."""
+    clock = iter([0.0, 7.0])
+    monkeypatch.setattr(_commands._jit, "seconds_compiling", lambda: next(clock))
+    monkeypatch.setattr(_commands, "time", type("Clock", (), {"perf_counter": staticmethod(iter([0.0, 7.4]).__next__)}))
+    code, out, _ = run("search", "pq_index.npq", "queries.npy")
+    assert code == 0
+    assert out.splitlines()[0].endswith(": 10.000 ms a query, and 7 s for the compiler, the first time on this machine")

@@ -27,6 +27,8 @@ from npquant.quantizers.transformed import OptimizedProductQuantizer, PreTransfo
 from npquant.transforms import PCA, Rotation
 
 core = pytest.mark.core
+# Codecs here are trained on vectors as they are, also where an index of them normalises.
+pytestmark = pytest.mark.filterwarnings("ignore:the codes tell less:npquant.NpquantWarning")
 
 # A new codec, or a new way to configure one, joins by being listed. The first is run in the core tests.
 CODECS = {

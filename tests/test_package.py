@@ -16,13 +16,13 @@ PACKAGE = Path(npquant.__file__).parent
 TESTS = Path(__file__).parent
 
 # A module imports only from its own group and those before it.
-ORDER = [{"errors"}, {"_checks", "_base", "_formats", "_rows", "kernels"},
+ORDER = [{"errors"}, {"_checks", "_base", "_container", "_formats", "_rows", "kernels"},
          {"persist", "kmeans", "transforms", "metrics", "datasets", "nn"}, {"quantizers"}, {"index"},
-         {"_supervision", "_training", "deep", "catalyzer"}, {"distributed", "plot", "_demo"}, {"_commands"}, {"cli"},
-         {"__main__"}]
+         {"_supervision", "_training", "deep", "catalyzer"}, {"distributed", "plot", "_demo"},
+         {"_console", "_about", "_commands"}, {"cli"}, {"__main__"}]
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 COMPILERS = {"numba", "llvmlite"}
-MAY_PRINT = {"npquant.cli", "npquant._commands", "npquant.__main__"}
+MAY_PRINT = {"npquant.cli", "npquant._console", "npquant.__main__"}
 
 
 def modules():

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from npquant import persist
+from npquant import _container, persist
 from npquant._base import Estimator
 from npquant.errors import FormatError, InvalidInputError
 
@@ -415,7 +415,7 @@ def test_too_deep_or_endless_is_refused(tmp_path):
     endless = []
     endless.append(endless)
     deep = None
-    for _ in range(persist._MAX_DEPTH):
+    for _ in range(_container.MAX_DEPTH):
         deep = Model(inner=deep)
     persist.save(deep, tmp_path / "a")
     persist.describe(tmp_path / "a")
@@ -540,7 +540,7 @@ def test_every_byte_flipped(tmp_path):
     raw = little_file(tmp_path / "a")
     length = struct.unpack("<Q", raw[16:24])[0]
     head = json.loads(raw[24:24 + length])
-    data = persist._up(24 + length)
+    data = _container.up(24 + length)
     used = set(range(24 + length))
     sizes = [math.prod(e["shape"]) * np.dtype(e["dtype"]).itemsize for e in head["arrays"]]
     for entry, size in zip(head["arrays"], sizes):
@@ -572,7 +572,7 @@ def plant(path, header, data=b"", version=1, magic=b"\x89NPQ\r\n\x1a\n"):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     raw = struct.pack("<8sIIQ", magic, version, zlib.crc32(text), len(text)) + text
     if data is not None and not isinstance(header, bytes) and header.get("arrays"):
-        raw = raw.ljust(persist._up(len(raw)), b"\0")
+        raw = raw.ljust(_container.up(len(raw)), b"\0")
     pathlib.Path(path).write_bytes(raw + (data or b""))
 
 
@@ -719,7 +719,7 @@ def refuse(tmp_path, generator):
     arrays = []
     root = persist._Encoder(arrays).encode(generator, "", 0)
     with open(tmp_path / "a", "wb") as file:
-        persist._write(file, {"generator": root}, arrays)
+        _container.write(file, {"generator": root}, arrays)
     with pytest.raises(FormatError, match="cannot be rebuilt"):
         persist.load(tmp_path / "a")
 
@@ -777,7 +777,7 @@ def test_any_header_gives_a_format_error_or_loads(data):
             inside[data.draw(st.sampled_from(["fit", "dict", "array", "x_"]))] = inside.pop(where[-1])
         else:
             inside[where[-1]] = data.draw(JSON)
-        plant(path, header, raw[persist._up(24 + length):])
+        plant(path, header, raw[_container.up(24 + length):])
         for mmap in (False, True):
             with contextlib.suppress(FormatError):
                 for thing in persist.load(path, mmap=mmap) or ():
@@ -814,7 +814,7 @@ def test_brackets_in_strings_are_not_depth(tmp_path):
 @core
 def test_a_tree_that_is_too_deep(tmp_path):
     root = None
-    for _ in range(persist._MAX_DEPTH + 1):
+    for _ in range(_container.MAX_DEPTH + 1):
         root = [root]
     plant(tmp_path / "a", a_header(root))
     with pytest.raises(FormatError, match="nested more than 64 deep"):
@@ -954,7 +954,8 @@ def test_importing_costs_nothing():
                " or m.startswith('npquant')])")
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
                             cwd=pathlib.Path(persist.__file__).parents[1])
-    assert result.stdout.strip() == str(["npquant", "npquant.errors", "npquant._base", "npquant.persist"])
+    assert result.stdout.strip() == str(["npquant", "npquant.errors", "npquant._container", "npquant._base",
+                                                "npquant.persist"])
 
 
 @core

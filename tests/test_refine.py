@@ -109,6 +109,113 @@ def test_a_file_keeps_both(x, tmp_path):
         assert loaded.ntotal == 303
 
 
+KEPT = [nq.ScalarQuantizer("float16"), nq.ScalarQuantizer("int4"), nq.FlatQuantizer(),
+        nq.ProductQuantizer(4, 6, random_state=0)]
+
+
+@core
+@pytest.mark.parametrize("codec", KEPT, ids=repr)
+def test_opening_a_mapped_file_reads_no_code(codec, tmp_path, monkeypatch):
+    """Whatever the second codec is, codes are looked at when they are candidates, and only these are."""
+    x = strategies.make_vectors("normal", 300, 7 if codec.get_params().get("kind") == "int4" else 8, seed=3)
+    index = RefineIndex(nq.FlatIndex(nq.ProductQuantizer(1, 8, random_state=0)), codec).fit(x)
+    index.add(x)
+    nq.save(index, tmp_path / "x.npq")
+    seen = []
+    check = type(codec).check_codes
+
+    def counting(self, codes):
+        seen.append(len(codes))
+        return check(self, codes)
+    monkeypatch.setattr(type(codec), "check_codes", counting)
+    loaded = nq.load(tmp_path / "x.npq", mmap=True)
+    assert sum(seen) <= 2  # does the codec take all bytes?
+    same(tuple(loaded.search(x[:1], 3, oversample=4)), tuple(index.search(x[:1], 3, oversample=4)), "results")
+    assert sum(seen) <= 2 + 12
+    for call in (lambda one: one.range_search(x[:3], 4.0), lambda one: one.reconstruct([5, 7]),
+                 lambda one: one.search(x, 5)):
+        for got, wanted in zip(call(loaded), call(index)):
+            same(got, wanted, "results")
+    loaded.add(x[:3])
+    loaded.compact()
+    index.add(x[:3])
+    same(tuple(loaded.search(x, 5)), tuple(index.search(x, 5)), "results after a change")
+
+
+@core
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("codec", [KEPT[0], KEPT[2], KEPT[3]], ids=repr)
+def test_a_broken_second_code_is_told_where_it_is_read(codec, metric, x, tmp_path):
+    """Loaded into memory it is refused; mapped, whoever would be ranked against it is told, and nobody else."""
+    index = made(x, codec, metric)
+    blocks = index._both[1]._store.blocks
+    if index._both[1]._store.columns:
+        blocks[0, :, 7] = 255
+    else:
+        blocks[0, 7] = 255
+    nq.save(index, tmp_path / "x.npq")
+    with pytest.raises(nq.FormatError, match=r"float|codewords"):
+        nq.load(tmp_path / "x.npq")
+    loaded = nq.load(tmp_path / "x.npq", mmap=True)
+    others = np.delete(np.arange(300), 7)
+    for _ in range(2):
+        for call in (lambda: loaded.search(x[:3], 5, oversample=60), lambda: loaded.range_search(x[:3], 4.0),
+                     lambda: loaded.reconstruct([7]), lambda: loaded.add(x[:1]), loaded.compact,
+                     lambda: loaded.update([8], x[:1]), lambda: made(x[:200], codec).merge(loaded)):
+            with pytest.raises((nq.FormatError, InvalidInputError), match=r"damaged|other has"):
+                call()
+        assert loaded.ntotal == 300
+        same(tuple(loaded.search(x[:3], 5, oversample=60, allow=others)),
+             tuple(index.search(x[:3], 5, oversample=60, allow=others)), "results without it")
+
+
+@core
+def test_two_stores_of_other_vectors_are_told(x, tmp_path):
+    """As many vectors as the base, with other ids: refused at load, or, mapped, when a candidate is missing."""
+    index, other = made(x), made(x, ids=np.arange(300) + 1)
+    index._both = index._both[0], other._both[1]
+    nq.save(index, tmp_path / "x.npq")
+    with pytest.raises(nq.FormatError, match="same vectors"):
+        nq.load(tmp_path / "x.npq")
+    loaded = nq.load(tmp_path / "x.npq", mmap=True)
+    with pytest.raises(nq.FormatError, match="same vectors"):
+        loaded.search(x, 10, oversample=30)
+    with pytest.raises(InvalidInputError, match="not in the index"):
+        loaded.remove([0])
+    shuffled = made(x, ids=np.random.default_rng(0).permutation(300))
+    again = shuffled._both[1].ids
+    shuffled._both[1].update(again[:5], x[:5])  # the same ids, in another order
+    nq.save(shuffled, tmp_path / "x.npq")
+    assert nq.load(tmp_path / "x.npq").ntotal == 300
+
+
+@core
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_a_range_in_some_lists(x, metric):
+    """With ``nprobe``: of the vectors in the base's lists, those within the radius by the second codes."""
+    index = index_factory("IVF9,PQ2x4,Refine(float32)", 8, metric, random_state=0).fit(x)
+    index.add(x, np.random.default_rng(0).permutation(1000)[:300])
+    q, mask = x[:7], np.arange(300) % 3 > 0
+    radius = {"l2": 9.0, "ip": 1.0, "cosine": 0.3}[metric]
+    for radii in (radius, np.linspace(0.5, 1.5, 7) * radius):
+        same(tuple(index.range_search(q, radii, nprobe=9)), tuple(index.range_search(q, radii)), "all lists")
+        for allow in (None, mask):
+            lims, distances, ids = index.range_search(q, radii, nprobe=3, allow=allow)
+            there = index.base.search(q, 300, nprobe=3, allow=allow).ids
+            for i in range(7):
+                whole = index.range_search(q[i], np.broadcast_to(radii, 7)[i])
+                kept = np.isin(whole.ids, there[i])
+                same(ids[lims[i]:lims[i + 1]], whole.ids[kept], "ids")
+                same(distances[lims[i]:lims[i + 1]], whole.distances[kept], "distances")
+            assert 0 < lims[-1] < index.range_search(q, radii, allow=allow).lims[-1]
+    for call, words in ((lambda: index.range_search(q, radius, nprobe=10), "nprobe is 10"),
+                        (lambda: index.range_search(q, [1.0, 2.0], nprobe=2), "one for each of the 7"),
+                        (lambda: made(x).range_search(q, 1.0, nprobe=2), "has no lists")):
+        with pytest.raises(InvalidInputError, match=words):
+            call()
+    assert index.range_search(q[:0], 1.0, nprobe=2).lims.tolist() == [0]
+
+
 def test_allow_and_range(x):
     """Only what is allowed is found, by mask or ids; a range search asks the second codes."""
     index = made(x)
@@ -212,6 +319,81 @@ def test_tuning_finds_what_it_measured():
     assert itself.recall == 1.0
     with pytest.raises(InvalidInputError, match="no search options"):
         tune(nq.FlatIndex(nq.FlatQuantizer().fit(data.X_train)), data.X_test)
+
+
+def test_tuning_tries_what_can_matter(x, monkeypatch):
+    """Where candidates are few, more lists soon find nothing more; to find all, the most thorough is tried as well."""
+    index = index_factory("IVF64,PQ1x1,Refine(float32)", 8, random_state=0).fit(x)
+    index.add(x)
+    tried = []
+    search = RefineIndex.search
+    monkeypatch.setattr(RefineIndex, "search", lambda self, q, k, **options: (
+        tried.append((options["oversample"], options["nprobe"])), search(self, q, k, **options))[1])
+    assert tune(index, x[:100], 1.0, k=5).recall == 1.0
+    assert (60, 64) in tried
+    assert (1, 1) in tried
+    assert (1, 64) not in tried
+    tried.clear()
+    monkeypatch.setattr("npquant.index.factory._LONG", 0)
+    tune(index, x[:100], 0.5, k=5)
+    assert all(tried.count(one) <= 2 for one in set(tried) - {(60, 64)})  # compiled, and measured once
+
+
+def test_tuning_an_index_of_names(x):
+    """What is measured is the index inside; the truth is told by names."""
+    inside = index_factory("IVF9,PQ2x4,Refine(float32)", 8, random_state=0).fit(x)
+    index = nq.IdMap(inside)
+    index.add(x, [f"v{i}" for i in range(300)])
+    assert tune(index, x[:20], 1.0, k=5).recall == 1.0
+    truth = index.search(x[:20], 5, nprobe=9, oversample=60).ids
+    tuned = tune(index, x[:20], 1.0, k=5, truth=truth)
+    assert tuned.recall == 1.0
+    same(index.search(x[:20], 5, **tuned.options).ids, truth, "ids")
+    assert index.numbers([["v3", None]]).tolist() == [[3, -1]]
+    with pytest.raises(InvalidInputError, match="'nobody', which is not in the index"):
+        tune(index, x[:1], k=1, truth=[["nobody"]])
+    with pytest.raises(InvalidInputError, match="wanted an IVFIndex or a RefineIndex"):
+        tune(inside.codec, x[:1])
+
+
+@core
+@pytest.mark.parametrize("spec", ["PQ4x5", "SQ8", "PCA6,PQ2x4", "IVF9,PQ4x4"])
+@pytest.mark.parametrize("factor", [1e-3, 20.0, 200.0])
+def test_a_codec_of_other_lengths_is_told(spec, factor):
+    """Metric cosine codes directions: who trained on longer or shorter vectors is warned, once, and no one else."""
+    x = np.abs(strategies.make_vectors("normal", 400, 8, seed=3)) * np.float32(factor)
+    raw = index_factory(spec, 8, random_state=0).fit(x)
+    index = index_factory(spec, 8, "cosine", random_state=0)
+    if spec.startswith("IVF"):
+        index.coarse = raw.coarse
+    index.codec = raw.codec
+    with pytest.warns(nq.NpquantWarning, match="FlatIndex.codec, 'cosine'") as told:
+        index.add(x)
+    assert told[0].filename == __file__
+    assert index.ntotal == 400
+    index.add(x)
+    right = index_factory(spec, 8, "cosine", random_state=0).fit(x)
+    right.add(x)
+
+
+def test_lengths_are_told_where_codes_say_little_of_anything():
+    """Twenty bits for 64 dimensions are few; but those of directions are more than none."""
+    x = 100 * strategies.make_vectors("normal", 1000, 64, seed=3)
+    with pytest.warns(nq.NpquantWarning, match="tell less"):
+        nq.FlatIndex(nq.ProductQuantizer(4, 5, random_state=0).fit(x), "cosine").add(x)
+    nq.FlatIndex(nq.ProductQuantizer(4, 5, random_state=0), "cosine").fit(x).add(x)
+
+
+def test_few_bits_and_signs_are_no_reason_to_warn(x):
+    """Nor are vectors that are all alike, or few."""
+    nq.FlatIndex(nq.ProductQuantizer(1, 1, random_state=0), "cosine").fit(x).add(x)
+    for codec in (nq.SignQuantizer(), nq.ScalarQuantizer("float16"), nq.RaBitQuantizer(random_state=0)):
+        nq.FlatIndex(codec.fit(100 * x), "cosine").add(x)
+    unit = x / np.linalg.norm(x, axis=1)[:, None]
+    nq.FlatIndex(nq.ProductQuantizer(1, 1, random_state=0).fit(unit), "cosine").add(100 * x)
+    index = nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0).fit(x), "cosine")
+    index.add(np.tile(x[:1], (100, 1)))
+    nq.FlatIndex(nq.ProductQuantizer(2, 4, random_state=0).fit(1000 * x), "cosine").add(x[:9])
 
 
 def test_threads_change_nothing(x):

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npquant.errors import InvalidInputError
+from npquant.errors import FormatError, InvalidInputError
 from npquant.kernels import scan
 from npquant.quantizers.base import Codes, first_bits, places_of
 
 Ids = NDArray[np.int64]
 Bits = NDArray[np.uint64]
+Check = Callable[[Codes], Codes]  # returns codes, or raises InvalidInputError for what no vector has
 
 _SLACK = 16  # of so many blocks, one is room to grow
 _HOLES = 40  # of so many vectors, one may be a removed one
@@ -86,6 +87,7 @@ class Store:
         self._room, self._stamp = room, stamp
         self._ascending = ascending  # whether ids of used places ascend from slot to slot; None: not known yet
         self._order: tuple[Ids, Ids] | None = None
+        self._unread: Check | None = None  # what is to be asked about codes of a mapped file when they are read
 
     @classmethod
     def empty(cls, code_size: int, columns: bool, nlist: int = 1, *, room: int = 0) -> Store:
@@ -155,9 +157,25 @@ class Store:
         return flat[:self.count].copy() if self._dense() else flat[self.slots()]
 
     def codes(self, slots: Ids, first: int = 0) -> Codes:
-        """Return the codes (r, code_size) at ``slots`` (r,), counted from block ``first``."""
+        """Return the codes (r, code_size) at ``slots`` (r,), counted from block ``first``, or raise FormatError."""
         blocks = self.blocks[first:]
-        return scan.from_blocks(blocks, slots) if self.columns else blocks.reshape(-1, self.code_size)[slots]
+        codes = scan.from_blocks(blocks, slots) if self.columns else blocks.reshape(-1, self.code_size)[slots]
+        return codes if self._unread is None else _sound(self._unread, codes)
+
+    def look(self, slots: Ids | None = None) -> None:
+        """Check the codes at ``slots`` (−1: none), by default all, where nobody has: before ``blocks`` are read there.
+
+        Raises
+        ------
+        FormatError
+            A mapped file holds what no vector has.
+        """
+        check = self._unread
+        if check is not None and slots is not None:
+            self.codes(slots[slots >= 0])
+        elif check is not None:
+            self._check(lambda codes: _sound(check, codes))
+            self._unread = None
 
     def parts(self) -> Iterator[tuple[Codes, Ids, Ids]]:
         """Yield (codes, ids, lists) of all vectors in the order of ``slots``, some thousands at a time."""
@@ -181,6 +199,8 @@ class Store:
             return slots
         if self.ascends():
             if flat[-1] - flat[0] == len(flat) - 1:  # one after the other
+                if self.count == len(flat) and flat[0] <= names.min() and names.max() <= flat[-1]:
+                    return names - flat[0]
                 at = np.clip(names, flat[0], flat[-1]) - flat[0]
             else:
                 at = np.minimum(np.searchsorted(flat, names), len(flat) - 1)
@@ -258,6 +278,7 @@ class Store:
         n, before = len(codes), len(self.blocks)
         if not n:
             return self
+        self.look()  # all of a mapped file is copied now
         if self._owner is None:
             used = self._used()
             total, owner = -(-(used + n) // 64), None
@@ -321,8 +342,10 @@ class Store:
         """Return a store without the vectors at ``slots``, which are distinct and hold some."""
         live = self.live.copy()
         np.bitwise_and.at(live, slots >> 6, ~_bit(slots))
-        return Store(self.columns, self.blocks, self.ids, live, self._owner, self._fill, self.count - len(slots),
-                     self._room, self._stamp, self._ascending)
+        store = Store(self.columns, self.blocks, self.ids, live, self._owner, self._fill, self.count - len(slots),
+                      self._room, self._stamp, self._ascending)
+        store._unread = self._unread
+        return store
 
     def tidied(self) -> Store:
         """Return ``compacted()`` where removed vectors take more than a fortieth, else this."""
@@ -377,7 +400,7 @@ class Store:
         some, last = store._last()  # places after the last live one can be filled again: no store knows them
         bits = np.unpackbits(live[last].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
         store._fill[some] = np.where(bits.any(axis=1), 64 - np.argmax(bits[:, ::-1], axis=1), 0)
-        if ids.flags.writeable:
+        if not store.mapped:
             names = store.names()
             if names.size and names.min() < 0:
                 raise InvalidInputError(f"an id is {names.min()}.")
@@ -386,12 +409,34 @@ class Store:
                 raise InvalidInputError("an id is there twice.")
         return store
 
-    def check_codes(self, check: Any) -> None:
-        """Give all codes to ``check``, some thousands at a time; it raises for what no vector has."""
+    @property
+    def mapped(self) -> bool:
+        """Whether the arrays are those of a mapped file."""
+        return not self.ids.flags.writeable
+
+    def check_codes(self, check: Check) -> None:
+        """Have all codes checked, now or, of a mapped file, when they are read; ``check`` raises InvalidInputError."""
+        if self.mapped:
+            self._unread = check
+        else:
+            self._check(check)
+
+    def _check(self, check: Check) -> None:
         # What the scan reads must fit its tables at dead places as well; what is decoded are live ones.
         for start in range(0, len(self.blocks), _ROWS // 64):
             live = self.live[start:start + _ROWS // 64]
-            check(self.codes(np.arange(64 * len(live)) if self.columns else places_of(live), start))
+            blocks = self.blocks[start:start + len(live)]
+            check(scan.from_blocks(blocks, np.arange(64 * len(live))) if self.columns
+                  else blocks.reshape(-1, self.code_size)[places_of(live)])
+
+
+def _sound(check: Check, codes: Codes) -> Codes:
+    try:
+        return check(codes)
+    except InvalidInputError as error:
+        what = str(error).removesuffix(" Give what encode returned.")
+        raise FormatError(f"the file that this index is mapped from is damaged: {what} Copy or download it "
+                          "again.") from None
 
 
 def _bit(slots: Ids) -> Bits:

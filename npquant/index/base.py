@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from npquant import _checks
 from npquant._base import Estimator, clone
 from npquant._rows import is_stream
-from npquant.errors import InvalidInputError
+from npquant.errors import InvalidInputError, NotInvertibleError, NpquantWarning
 from npquant.index._store import Bits, Ids, Store, writing
 from npquant.quantizers.base import Codes, Float, Quantizer, Scorer, normalized
 
@@ -22,6 +23,7 @@ Self = TypeVar("Self", bound="Index")
 _QUERIES = 1024  # whose tables are held at a time,
 _TABLES = 1 << 27  # if these take no more than so many bytes,
 _FEW = 64  # or of so many
+_SAMPLE = 64  # vectors whose codes are compared with them
 
 
 class SearchResult(NamedTuple):
@@ -120,8 +122,38 @@ class Index:
         -----
         Beside the coding O(n), amortized. Ids that neither ascend nor are larger than all before cost a pass over all
         ids: give many at a time.
+
+        Warns
+        -----
+        NpquantWarning
+            The first vectors added for ``cosine``, which is of directions, are far from what their codes stand for: the
+            codec was trained on vectors of another length.
         """
-        return self._take(list(self._coded(X)), ids)
+        first = not self.ntotal
+        names = self._take(list(self._coded(X)), ids)
+        if first and self.metric == "cosine" and not is_stream(X):
+            self._compare(X, names)
+        return names
+
+    def _compare(self, X: Any, names: Ids) -> None:
+        """Warn where codes tell less of the directions of ``X``, just added as ``names``, than of ``X`` itself."""
+        store, some = self._store, X[:_SAMPLE]
+        if store is None or len(names) < _SAMPLE:
+            return
+        x = self.codec._embed(self.codec._vectors(some, "X"))
+        plain = copy.copy(self)
+        plain.metric, plain._store, plain._next_id = "l2", None, 0
+        try:
+            told = _told(normalized(x), self._decoded(store, store.find(names[:_SAMPLE])))
+            of_lengths = _told(x, plain.reconstruct(plain._take(list(plain._coded(some)), None)))
+        except NotInvertibleError:
+            return
+        if 1 - told > 1.5 * (1 - of_lengths) + 0.01 or told < of_lengths / 2 > 0.01:
+            warnings.warn(
+                "the codes tell less of these vectors than they could: metric cosine codes directions, and the codec "
+                "was trained on vectors of other lengths. Let an index train it (FlatIndex(codec, 'cosine').fit(X), "
+                "with a codec not fitted yet), or train it on normalised vectors (npquant train --metric cosine).",
+                NpquantWarning, stacklevel=3)
 
     def _take(self, parts: list[Coded], ids: Any) -> Ids:
         """Add what was coded, as ``add`` does."""
@@ -196,7 +228,7 @@ class Index:
 
     def _merge(self, other: Any, names: Ids | None) -> int:
         if type(other) is not type(self):
-            raise InvalidInputError(f"other is a {type(other).__name__}, wanted a {type(self).__name__}.")
+            raise InvalidInputError(f"other is of {type(other).__name__}, wanted one of {type(self).__name__}.")
         if not self._alike(other):
             raise InvalidInputError("other has another metric or another codec: its codes would mean other vectors "
                                     "here. Merge indexes that were filled by one trained model, or add the vectors.")
@@ -334,7 +366,7 @@ class Index:
     def _range_search(self, queries: Any, radius: Any, allow: Any, threads: Any, **options: Any) -> RangeResult:
         threads = _checks.threads(threads)
         q, store, live = self._asked(queries, allow)
-        bound = _bound(radius, len(q), self.metric)
+        bound = bound_of(radius, len(q), self.metric)
         lims = np.zeros(len(q) + 1, np.int64)
         scores, found = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         if store is not None and live is not None:
@@ -354,6 +386,8 @@ class Index:
         """Return valid queries, the store to search, and what is to be considered in it (``None``: nothing)."""
         q, store = self.codec._vectors(queries, "queries"), self._store
         live = None if store is None or not store.count else store.live
+        if store is not None and live is not None:
+            store.look()
         if allow is None:
             return q, store, live
         given = _plain(allow, "allow")
@@ -417,8 +451,9 @@ class Index:
         if array.ndim != 1 or array.dtype.kind not in "iu":
             if array.size == 0 and array.ndim == 1:
                 return np.empty(0, np.int64)
+            single = "" if array.ndim else f" For a single one give [{array}]."
             raise InvalidInputError(f"{name} must be a 1-D array of integers, got shape {array.shape} and dtype "
-                                    f"{array.dtype}.")
+                                    f"{array.dtype}.{single}")
         if array.size and (array.min() < 0 or array.max() > np.iinfo(np.int64).max):
             raise InvalidInputError(f"{name} contain {array.min() if array.min() < 0 else array.max()}: ids are "
                                     "from 0 to 2**63 − 1 (−1 marks a missing result).")
@@ -480,9 +515,9 @@ class Index:
         if state["store"] is None:
             return
         store = Store.from_state(state["store"], self.codec.code_size, self._columns(), self._nlist)
-        if not self._takes_all_codes(store.code_size):  # otherwise a mapped file need not be read
+        if not self._takes_all_codes(store.code_size):
             store.check_codes(self.codec.check_codes)
-        if store.ids.flags.writeable and store.names().max(initial=-1) >= self._next_id:
+        if not store.mapped and store.names().max(initial=-1) >= self._next_id:
             raise InvalidInputError(f"an id is {store.names().max()}, and the next one {self._next_id}.")
         self._store = store
 
@@ -527,6 +562,14 @@ def embeds(codec: Quantizer) -> bool:
     return type(codec)._embed is not Quantizer._embed
 
 
+def _told(x: Float, decoded: Float) -> float:
+    """Return the share of the variance of ``x`` that ``decoded`` tells, at the best scale: a scale changes no rank."""
+    if x.shape != decoded.shape:
+        return 0.0
+    a, b = (y - y.mean(axis=0, dtype=np.float64) for y in (x, decoded))
+    return max(0.0, float((a * b).sum()))**2 / max(1e-30, float((a * a).sum() * (b * b).sum()))
+
+
 def _plain(values: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(values)
@@ -542,7 +585,7 @@ def _extended(store: Store, parts: list[Coded], names: Ids) -> Store:
     return store
 
 
-def _bound(radius: Any, nq: int, metric: str) -> Float:
+def bound_of(radius: Any, nq: int, metric: str) -> Float:
     """Return the largest float32 scores (nq,) that are within ``radius``."""
     try:
         given = np.asarray(radius, np.float64)

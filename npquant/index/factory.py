@@ -15,6 +15,7 @@ from npquant import _checks, metrics
 from npquant.errors import InvalidInputError
 from npquant.index.base import Index
 from npquant.index.flat import FlatIndex
+from npquant.index.idmap import IdMap
 from npquant.index.ivf import IVFIndex
 from npquant.index.multi import InvertedMultiIndex
 from npquant.index.refine import RefineIndex
@@ -54,6 +55,7 @@ _KEPT: dict[str, Callable[[], Quantizer]] = {
     "float32": FlatQuantizer, "float16": lambda: ScalarQuantizer("float16"), "int8": lambda: ScalarQuantizer("int8"),
     "int4": lambda: ScalarQuantizer("int4"),
 }
+_LONG = 0.5  # seconds of searching that are measured once
 _GRAMMAR = ("[PCA<d> | RR | OPQ<m>[_<d>],] [IVF<lists> | IMI2x<bits>,] PQ<m>[x<bits>] | Flat | SQ8 | SQ4 | SQfp16 | "
             "Sign | ITQ<bits> | RaBitQ | Lattice<r²> [,Refine(float32 | float16 | int8 | int4)]")
 
@@ -187,16 +189,17 @@ class Tuned:
     front: list[tuple[float, float, dict[str, int]]]
 
 
-def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any = None,
+def tune(index: Index | IdMap, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any = None,
          threads: int | None = None) -> Tuned:
     """Return the search options by which ``index`` finds a share of the true neighbours fastest, as measured.
 
     Settings of ``nprobe`` (powers of two, up to all lists) and, of a ``RefineIndex``, ``oversample`` are timed on the
-    queries; a larger one is not tried once a smaller one of its kind finds everything.
+    queries. What cannot matter is not tried: more lists, once they find nothing more; anything that takes ten times as
+    long as what suffices.
 
     Parameters
     ----------
-    index : IVFIndex or RefineIndex
+    index : IVFIndex or RefineIndex, or an IdMap of one
         With its vectors. (A ``FlatIndex`` has no options.)
     Q : array_like (nq, d)
         Held-out queries, like those to come; some hundreds are enough.
@@ -204,8 +207,8 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
         Wanted share of the true ``k`` nearest among the ``k`` found, in the mean.
     k : int
     truth : array_like of int (nq, k), optional
-        Ids of the true nearest. By default what the index itself finds with its most thorough setting: then recall is
-        relative to what its codes allow.
+        Ids (of an ``IdMap`` names) of the true nearest. By default what the index itself finds with its most thorough
+        setting: then recall is relative to what its codes allow.
     threads : int, optional
         Of each search.
 
@@ -218,6 +221,9 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
     Times are those of this machine now; run it where the index is to be used. All queries go in one call.
     """
     recall, k = _checks.number(recall, "recall", high=1.0), _checks.integer(k, "k")
+    if isinstance(index, IdMap):
+        truth = None if truth is None else index.numbers(truth, "truth")
+        index = index.index
     ladder = _settings(index, k)
     queries = index.codec._vectors(Q, "Q", min_rows=1)
     if not index.ntotal:
@@ -228,21 +234,25 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
         wanted = np.asarray(truth)
     measured: list[tuple[float, float, dict[str, int]]] = []
     for group in ladder:
+        shares: list[float] = []
         for options in group:
             index.search(queries[:8], k, threads=threads, **options)  # compiled, and in memory
-            seconds = []
-            for _ in range(3):
+            seconds: list[float] = []
+            while not seconds or (len(seconds) < 3 and sum(seconds) < _LONG):
                 began = time.perf_counter()
                 found = index.search(queries, k, threads=threads, **options).ids
                 seconds.append(time.perf_counter() - began)
             share = metrics.knn_recall(found, wanted, k)
             measured.append((share, float(np.median(seconds)) / max(1, len(queries)), options))
-            if share == 1.0:
+            shares.append(share)
+            enough = min((entry[1] for entry in measured if entry[0] >= recall), default=np.inf)
+            if share == 1.0 or measured[-1][1] > 10 * enough or (
+                    group is not ladder[-1] and len(shares) > 2 and share - shares[-3] < 0.001):
                 break
         if share == 1.0 and options is group[0]:
             break
-    enough = [entry for entry in measured if entry[0] >= recall]
-    best = min(enough, key=lambda entry: entry[1]) if enough else max(measured, key=lambda entry: entry[0])
+    reached = [entry for entry in measured if entry[0] >= recall]
+    best = min(reached, key=lambda entry: entry[1]) if reached else max(measured, key=lambda entry: entry[0])
     front = sorted((entry for entry in measured if not any(
         other[0] >= entry[0] and other[1] < entry[1] for other in measured)), key=lambda entry: entry[:2])
     return Tuned(best[2], best[0], best[1], front)
@@ -251,6 +261,8 @@ def tune(index: Index, Q: Any, recall: float = 0.95, *, k: int = 10, truth: Any 
 def _settings(index: Any, k: int) -> list[list[dict[str, int]]]:
     """Return settings in groups, each by rising effort; the last of the last is the most thorough."""
     base = index.base if isinstance(index, RefineIndex) else index
+    if not isinstance(index, Index):
+        raise InvalidInputError(f"index is {index!r}, wanted an IVFIndex or a RefineIndex.")
     probes: list[dict[str, int]] = [{}]
     if isinstance(base, IVFIndex):
         probes = [{"nprobe": count} for count in _doubled(1, base.nlist)]

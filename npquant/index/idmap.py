@@ -171,6 +171,20 @@ class IdMap:
         lims, distances, found = self.index.range_search(queries, radius, allow=self._allowed(allow), **options)
         return RangeResult(lims, distances, self._found(names, found))
 
+    def numbers(self, names: Any, name: str = "names") -> Ids:
+        """Return the ids inside of an array of ``names`` of any shape, int64; −1 for ``None``.
+
+        Raises
+        ------
+        InvalidInputError
+            One is not in the index.
+        """
+        array = np.asarray(names, object)
+        there = np.array([one is not None for one in array.ravel()], np.bool_).reshape(array.shape)
+        numbers = np.full(array.shape, -1, np.int64)
+        numbers[there] = self._names.numbers_of(_strings(array[there], name), name)
+        return numbers
+
     @property
     def ids(self) -> Names:
         """The names (ntotal,), in the order that masks are in."""
@@ -361,7 +375,8 @@ class _Names:
 
 def _strings(ids: Any, name: str) -> list[str]:
     if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
-        raise InvalidInputError(f"{name} must be a sequence of str, one for each vector, got {ids!r}.")
+        raise InvalidInputError(f"{name} must be a sequence of str, got {ids!r}." + (
+            f" For a single one give [{ids!r}]." if isinstance(ids, str) else ""))
     names = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     for one in names:
         if not isinstance(one, str):

@@ -9,9 +9,9 @@ import numpy as np
 
 from npquant import _checks
 from npquant._rows import blocks, is_stream, training_rows
-from npquant.errors import InvalidInputError
+from npquant.errors import FormatError, InvalidInputError
 from npquant.index._store import Ids, Store, writing
-from npquant.index.base import Coded, Index, RangeResult, SearchResult
+from npquant.index.base import Coded, Index, RangeResult, SearchResult, bound_of
 from npquant.index.flat import FlatIndex
 from npquant.kernels import rerank
 from npquant.kernels.scan import smallest
@@ -212,10 +212,7 @@ class RefineIndex(Index):
         """
         k, oversample = _checks.integer(k, "k"), _checks.integer(oversample, "oversample")
         base, kept = self._both
-        if nprobe is not None and not hasattr(base, "nlist"):
-            raise InvalidInputError(f"nprobe is {nprobe}, and the base, a {type(base).__name__}, has no lists: leave "
-                                    "it out.")
-        options = {} if nprobe is None else {"nprobe": nprobe}
+        options = _probed(base, nprobe)
         q = kept.codec._vectors(queries, "queries")
         wanted = max(1, min(k * oversample, base.ntotal))
         distances, ids = np.empty((len(q), k), np.float32), np.empty((len(q), k), np.int64)
@@ -228,10 +225,32 @@ class RefineIndex(Index):
             np.subtract(np.float32(0), distances, out=distances)  # no zero becomes −0
         return SearchResult(distances, ids)
 
-    def range_search(self, queries: Any, radius: Any, *, allow: Any = None,
+    def range_search(self, queries: Any, radius: Any, *, nprobe: int | None = None, allow: Any = None,
                      threads: int | None = None) -> RangeResult:
-        """Return all vectors within ``radius`` of each query by the second codes, all of which are read."""
+        """Return all vectors within ``radius`` of each query by the second codes.
+
+        Parameters
+        ----------
+        queries : array_like (nq, d)
+        radius : float, or array_like (nq,)
+            In the unit of ``distances``: squared for ``l2``.
+        nprobe : int, optional
+            Of an ``IVFIndex``: lists to look into. By default all second codes are read, whatever their list.
+        allow, threads
+            As for ``search``.
+
+        Returns
+        -------
+        RangeResult
+            ``lims`` (nq + 1,), ``distances`` and ``ids``, each query's in the order of ``search``.
+
+        Raises
+        ------
+        NotFittedError, InvalidInputError
+        """
         base, kept = self._both
+        if nprobe is not None:
+            return _within_lists(base, kept, queries, radius, allow, threads, _probed(base, nprobe))
         given = None if allow is None else np.asarray(allow)
         if given is not None and given.dtype == np.bool_ and given.shape == (base.ntotal,):
             given = base.ids[given]
@@ -242,11 +261,15 @@ class RefineIndex(Index):
         if store is None or not store.count or not names.size:
             return np.full((len(q), k), np.inf, np.float32), np.full((len(q), k), -1, np.int64)
         slots = self._found(store, names.ravel()).reshape(names.shape)
+        if ((slots < 0) & (names >= 0)).any():  # of a mapped file nobody compared the ids
+            raise FormatError("the file that this index is mapped from is damaged: its two codes are not of the same "
+                              "vectors. Copy or download it again.")
         x = kept.codec._embed(q)
         codec, x = kept.codec._scored(normalized(x) if self.metric == "cosine" else x)
         product = self.metric != "l2"
         there = codec._in_place(store.blocks.reshape(-1, store.code_size)) if not store.columns else None
         if there is not None:
+            store.look(slots)
             return rerank.topk(x, there[0], slots, names, k, product, threads, there[1])
         distances, ids = np.full((len(q), k), np.inf, np.float32), np.full((len(q), k), -1, np.int64)
         if not isinstance(codec._scorer(x[:1], product), DecodingScorer):
@@ -290,8 +313,40 @@ class RefineIndex(Index):
     def _from_state(cls, state: dict[str, Any]) -> RefineIndex:
         base, kept = state["base"], state["kept"]
         if (not isinstance(base, Index) or isinstance(base, RefineIndex) or not isinstance(kept, FlatIndex)
-                or base.metric != kept.metric or base.ntotal != kept.ntotal or base._next_id > kept._next_id):
+                or base.metric != kept.metric or base.ntotal != kept.ntotal or base._next_id > kept._next_id
+                or not _of_the_same(base._store, kept._store)):
             raise InvalidInputError("the two indexes of a RefineIndex do not hold the same vectors.")
         index = cls.__new__(cls)
         index._both, index._sorted = (base, kept), None
         return index
+
+
+def _of_the_same(base: Store | None, kept: Store | None) -> bool:
+    """Whether two stores of as many vectors hold the same ids; mapped files are believed, until they are searched."""
+    if base is None or kept is None or base.mapped or kept.mapped:
+        return True
+    return bool((np.sort(base.names()) == np.sort(kept.names())).all())
+
+
+def _within_lists(base: Index, kept: FlatIndex, queries: Any, radius: Any, allow: Any, threads: int | None,
+                  options: dict[str, int]) -> RangeResult:
+    """Return what is within ``radius`` by the second codes, of the vectors in the lists that the base probes."""
+    q = kept.codec._vectors(queries, "queries")
+    bound_of(radius, len(q), base.metric)  # what is wrong with it is said of all of it
+    radii = np.broadcast_to(np.asarray(radius), (len(q),))
+    every = np.inf if base.metric == "l2" else -np.inf
+    limits, scores, names = [0], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    for i in range(len(q)):
+        there = base.range_search(q[i], every, allow=allow, threads=threads, **options).ids
+        _, distances, ids = kept.range_search(q[i], radii[i], allow=there, threads=threads)
+        limits.append(limits[-1] + len(ids))
+        scores.append(distances)
+        names.append(ids)
+    return RangeResult(np.array(limits), np.concatenate(scores), np.concatenate(names))
+
+
+def _probed(base: Index, nprobe: int | None) -> dict[str, int]:
+    if nprobe is not None and not hasattr(base, "nlist"):
+        raise InvalidInputError(f"nprobe is {nprobe}, and the base, a {type(base).__name__}, has no lists: leave "
+                                "it out.")
+    return {} if nprobe is None else {"nprobe": nprobe}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import sys
-import tempfile
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,8 @@ log = logging.getLogger("npquant")
 # A kernel stays on its twin until so many elementary operations have gone through it (about 50 ms of NumPy):
 # a one-off query never waits for LLVM, and a long job loses nothing that it would notice.
 _WARM_WORK = 20_000_000
+
+_seconds = 0.0
 
 
 Tiled = tuple[Callable[..., None], Callable[[str], "dict[str, Any] | None"]]
@@ -49,6 +50,17 @@ class Kernel:
         self._levels: dict[str, Callable[..., None]] = {}
         self._done = 0
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the compiled function is there, so that nobody waits for it."""
+        return self._compiled is not None
+
+    @property
+    def length(self) -> int:
+        """Instructions of the source and its helpers: how long it takes to compile follows from it, more or less."""
+        return sum(len(part.__code__.co_code) for part in (
+            self.tiled[0] if self.tiled else self.source, *self.helpers))
+
     def __call__(self, *args: Any) -> None:
         """Run on ``args``; outputs are written into the arrays given for them."""
         if self._compiled is not None and jit_mode() != "0":
@@ -76,12 +88,15 @@ class Kernel:
         """
         if level is None and self._compiled is not None:
             return self._compiled
+        global _seconds
         with _lock:
+            began = time.perf_counter()
             name = level if level is not None else simd.chosen() if self.tiled else "generic"
             if name not in self._levels:
                 self._levels[name] = _compile(self, name)
             if level is None:
                 self._compiled = self._levels[name]
+            _seconds += time.perf_counter() - began
             return self._levels[name]
 
 
@@ -109,6 +124,11 @@ def kernel(signature: str, *, twin: Callable[..., None], work: Callable[..., int
     def wrap(source: Callable[..., None]) -> Kernel:
         return Kernel(source, twin, signature, work, helpers, tiled)
     return wrap
+
+
+def seconds_compiling() -> float:
+    """Return how long this process has waited for kernels, compiled or loaded from the cache."""
+    return _seconds
 
 
 def jit_mode() -> str:
@@ -187,6 +207,8 @@ def cache_folder() -> Path | None:
 
     ``NUMBA_CACHE_DIR``, else ``NPQUANT_CACHE_DIR``, else the user's cache folder, decides where it lies.
     """
+    import hashlib  # not sooner: where NumPy runs nobody waits for them
+    import tempfile
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
