@@ -14,13 +14,14 @@ from laws import HAVE_NUMBA, same
 
 from npquant.errors import InvalidInputError, NotFittedError, NpquantWarning
 from npquant.index.flat import FlatIndex
-from npquant.kernels import beam
+from npquant.kernels import _jit, beam, simd
 from npquant.quantizers import _sums, residual
 from npquant.quantizers.additive import AdditiveQuantizer, LocalSearchQuantizer
 from npquant.quantizers.residual import GeneralizedResidualQuantizer, ResidualQuantizer
 
 core = pytest.mark.core
 some = settings(max_examples=25)
+LEVELS = simd.runnable() if HAVE_NUMBA else []
 FAMILY = (ResidualQuantizer, GeneralizedResidualQuantizer, AdditiveQuantizer, LocalSearchQuantizer)
 
 
@@ -85,38 +86,75 @@ def errors(z, codebooks, numbers):
 
 @st.composite
 def beams(draw):
-    n, m, size, K, d = (draw(st.integers(*bounds)) for bounds in ((0, 7), (0, 6), (1, 4), (1, 40), (1, 5)))
+    n, m, more, size, d = (draw(st.integers(*bounds)) for bounds in ((0, 7), (0, 6), (1, 3), (1, 5), (1, 5)))
+    K = draw(st.one_of(st.integers(1, 40), st.sampled_from((64, 128))))  # of 64 on the tiled code takes part
     kind, seed = draw(st.sampled_from(strategies.KINDS)), draw(strategies.seeds)
-    every = books(m + 1, K, d, seed, kind)
+    every = books(m + more, K, d, seed, kind)
     x = strategies.make_vectors(kind, n, d, seed + 1)
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, K, (n, size, m)).astype(np.uint8)
     codes[:, :, :draw(st.integers(0, m))] = rng.integers(0, K)  # with a beginning in common
     scores = np.sort(strategies.make_vectors(kind, n, size, seed + 2), axis=1)
-    return every, x, codes, scores, draw(st.integers(1, min(20, size * K)))
+    return every, x, codes, scores, min(draw(st.sampled_from((1, 2, 3, 5, 16, 20, 70))), size * K**more)
 
 
 @core
-@settings(max_examples=80)
+@settings(max_examples=120)
 @given(beams())
-def test_a_step_of_the_beam(case):
+def test_a_beam_keeps_the_best_of_all_extensions(case):
     every, x, codes, scores, width = case
-    n, size, m = codes.shape
-    K = every.norms.shape[1]
-    products = every.products(x, m)[0]
-    found, kept = agree(beam.beam_step, products, every.norms[m], every.cross[m, :m], codes, scores,
-                        empty(n, width, m + 1, dtype=np.uint8), empty(n, width))
+    n, _, first = codes.shape
+    M = len(every.norms)
+    products = np.ascontiguousarray(every.products(x)[first:])
+    found, kept = agree(beam.search, products, every.norms, every.cross, codes, scores,
+                        empty(n, width, M, dtype=np.uint8), empty(n, width))
     for i in range(n):  # the oracle: float32, one addition after the other, all candidates sorted
-        candidates = []
-        for b in range(size):
-            for k in range(K):
-                score = every.norms[m, k] - (products[i, k] + products[i, k])
+        held = [(score, word.tolist()) for score, word in zip(scores[i], codes[i])]
+        for m in range(first, M):
+            candidates = []
+            for b, (before, word) in enumerate(held):
+                score = every.norms[m] - (products[m - first, i] + products[m - first, i])
                 for j in range(m):
-                    score = score + every.cross[m, j, codes[i, b, j], k]
-                candidates.append((score + scores[i, b], b, k))
-        best = sorted(candidates)[:width]
-        assert kept[i].tolist() == [score for score, _, _ in best]
-        assert found[i].tolist() == [[*codes[i, b].tolist(), k] for _, b, k in best]
+                    score = score + every.cross[m, j, word[j]]
+                candidates += [(s, b, k) for k, s in enumerate((score + before).tolist())]
+            held = [(score, [*held[b][1], k]) for score, b, k in sorted(candidates)[:width]]
+        assert kept[i].tolist() == [score for score, _ in held]
+        assert found[i].tolist() == [word for _, word in held]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("width", [1, 5, 16, 33, 100, 300])
+def test_levels_keep_the_beam_of_the_twin(level, width):
+    for kind in ("normal", "grid", "duplicates", "one value"):
+        every = books(3, 128, 6, 3, kind)
+        x = strategies.make_vectors(kind, 9, 6, 4)
+        products = every.products(x)
+        start = np.empty((9, 1, 0), np.uint8), np.zeros((9, 1), np.float32)
+        results = []
+        for run in (beam.search.twin, beam.search.compiled(level)):
+            results.append((empty(9, width, 3, dtype=np.uint8), empty(9, width)))
+            run(products, every.norms, every.cross, *start, *results[-1])
+        same(results[1], results[0], f"{level}, {kind}, beam {width}")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_have_the_products_of_the_fixed_order(level):
+    for n, M, K, d in ((0, 2, 64, 3), (1, 1, 64, 1), (9, 2, 128, 17), (5, 3, 8, 7), (6, 1, 192, 4)):
+        codebooks, x = books(M, K, d).codebooks, strategies.make_vectors("normal", n, d, 1)
+        out = empty(M, n, K)
+        beam.products_with.compiled(level)(x, beam.panels_of(codebooks), out)
+        wanted = reference.tables(x, codebooks.reshape(1, M * K, d), product=True)
+        same(out, np.ascontiguousarray(np.moveaxis(wanted.reshape(n, M, K), 1, 0)), f"{level}: {n}, {M}, {K}, {d}")
+        beam.products_with.twin(x, beam.panels_of(codebooks), twin := empty(M, n, K))
+        same(twin, out, "the twin")
+
+
+@pytest.mark.skipif(not HAVE_NUMBA or simd.host_features().isdisjoint(("avx512f", "avx2")), reason="x86 only")
+def test_products_round_each_step(monkeypatch):
+    monkeypatch.setattr(_jit, "cache_folder", lambda: None)  # what comes from the disk cache shows no assembly
+    assembly = "".join(_jit._compile(beam.products_with, simd.runnable()[0]).inspect_asm().values())
+    assert "vmulps" in assembly
+    assert "vfmadd" not in assembly
 
 
 @core
@@ -408,7 +446,7 @@ def test_cross_terms_concentrate():
     x = clusters()
     spread, lost = [], []
     for strength in (0.0, 0.1, 1.0, 10.0):
-        codec = fit(GeneralizedResidualQuantizer, x, 3, 4, n_iter=3, regularization=strength, norm="constant")
+        codec = fit(GeneralizedResidualQuantizer, x, 3, 4, n_iter=10, regularization=strength, norm="constant")
         codes = codec.encode(x)
         assert codes.shape[1] == codec.code_size == 3
         assert codec.scorer(x[:2]).tables.shape == (2, 3, 256)

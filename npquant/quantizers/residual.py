@@ -10,7 +10,7 @@ from npquant import _checks
 from npquant.kernels import beam, nearest
 from npquant.kernels._pool import run_blocks
 from npquant.kmeans import lloyd, start
-from npquant.quantizers._sums import ROWS, TASK, Books, SumQuantizer, log, mean_square, sums_of
+from npquant.quantizers._sums import TASK, Books, SumQuantizer, log, mean_square, sums_of
 from npquant.quantizers.base import Codes, Float
 
 
@@ -90,9 +90,6 @@ class ResidualQuantizer(SumQuantizer):
 
     def _search(self, z: Float, books: Books) -> Codes:
         return beam_search(z, books, _checks.integer(self.beam, "beam"))
-
-    def _rows_at_once(self) -> int:
-        return TASK if self.beam == 1 else ROWS  # without a beam no tables fill the cache
 
 
 class GeneralizedResidualQuantizer(SumQuantizer):
@@ -204,33 +201,31 @@ class GeneralizedResidualQuantizer(SumQuantizer):
 
 
 _STEPS = 8  # iterations of k-means in each step of a transition
+_TOLERANCE = 2.5e-3  # what an iteration must lower the inertia by: the fits to the codes found do more than the last
 
 
-def beam_search(z: Float, books: Books, width: int, products: Float | None = None) -> Codes:
+def beam_search(z: Float, books: Books, width: int) -> Codes:
     """Return the numbers (n, M) that a beam of ``width`` partial sums finds, codebooks in their order."""
-    M, K, _ = books.codebooks.shape
-    if width == 1:
-        numbers, rest = np.empty((len(z), M), np.uint8), z
-        for m in range(M):
-            index = nearest.assign(rest, books.transposed[m:m + 1], 1, distances=False)[0][:, 0]
-            numbers[:, m] = index
-            rest = rest - books.codebooks[m].take(index, axis=0)
-        return numbers
-    codes, scores = np.empty((len(z), 1, 0), np.uint8), np.zeros((len(z), 1), np.float32)
-    if products is None:
-        products = books.products(z)
-    for m in range(M):
-        codes, scores = _extended(products[m], books.norms[m], books.cross[m, :m], codes, scores,
-                                  min(width, scores.shape[1] * K))
-    return np.ascontiguousarray(codes[:, 0])
+    out = np.empty((len(z), len(books.norms)), np.uint8)
+    for rows, products in books.parts(z):
+        out[rows] = best_sums(products, books, width)
+    return out
 
 
-def _extended(products: Float, norms: Float, cross: Float, codes: Codes, scores: Float,
-              width: int) -> tuple[Codes, Float]:
-    """Return the beam, codes (n, width, m + 1) and scores (n, width), after one codebook more."""
-    n, _, m = codes.shape
-    new_codes, new_scores = np.empty((n, width, m + 1), np.uint8), np.empty((n, width), np.float32)
-    beam.beam_step(products, norms, cross, codes, scores, new_codes, new_scores)
+def best_sums(products: Float, books: Books, width: int) -> Codes:
+    """Return the numbers (n, M) that a beam finds for vectors with these ``products`` (M, n, K)."""
+    n = products.shape[1]
+    none, zero = np.empty((n, 1, 0), np.uint8), np.zeros((n, 1), np.float32)
+    return np.ascontiguousarray(_extended(products, books, none, zero, width)[0][:, 0])
+
+
+def _extended(products: Float, books: Books, codes: Codes, scores: Float, width: int) -> tuple[Codes, Float]:
+    """Return the beam, codes (n, ≤ width, any) and scores (n, ≤ width), after the codebooks of ``products``."""
+    n, size, m = codes.shape
+    last, K = m + len(products), books.norms.shape[1]
+    width = min(width, size * K ** len(products))
+    new_codes, new_scores = np.empty((n, width, last), np.uint8), np.empty((n, width), np.float32)
+    beam.search(products, books.norms, books.cross, codes, scores, new_codes, new_scores)
     return new_codes, new_scores
 
 
@@ -244,12 +239,8 @@ def residual_codebooks(z: Float, M: int, K: int, width: int, n_iter: int, rng: n
         codebooks[m] = transition(rest, K, n_iter, rng, threads)
         if m == M - 1:
             break
-        if width == 1:
-            index = nearest.assign(rest, nearest.transpose(codebooks[m:m + 1]), threads, distances=False)[0][:, 0]
-            rest = rest - codebooks[m].take(index, axis=0)
-        else:
-            codes, scores = _stage(z, Books(codebooks[:m + 1]), codes, scores, width, threads)
-            rest = z - sums_of(codebooks, codes[:, 0])
+        codes, scores = _stage(z, Books(codebooks[:m + 1]), codes, scores, width, threads)
+        rest = z - sums_of(codebooks, codes[:, 0])
         log.info("codebook %d (of %d): mean squared error %.6g", m, M, mean_square(rest))
     return codebooks
 
@@ -262,10 +253,9 @@ def _stage(z: Float, books: Books, codes: Codes, scores: Float, width: int,
     new_codes, new_scores = np.empty((n, width, m + 1), np.uint8), np.empty((n, width), np.float32)
 
     def block(begin: int, end: int) -> None:
-        for at in range(begin, end, ROWS):
-            rows = slice(at, min(at + ROWS, end))
-            new_codes[rows], new_scores[rows] = _extended(books.products(z[rows], m)[0], books.norms[m],
-                                                          books.cross[m, :m], codes[rows], scores[rows], width)
+        for rows, products in books.parts(z[begin:end], m):
+            rows = slice(begin + rows.start, begin + rows.stop)
+            new_codes[rows], new_scores[rows] = _extended(products, books, codes[rows], scores[rows], width)
     run_blocks(block, n, TASK, threads)
     return new_codes, new_scores
 
@@ -289,7 +279,7 @@ def transition(z: Float, K: int, n_iter: int, rng: np.random.Generator, threads:
         part = np.ascontiguousarray(turned[:, :width])
         if i == 0 and centers is None:
             found[:, :width] = start(part, K, rng, "k-means++", threads)
-        found[:, :width] = lloyd(part, np.ascontiguousarray(found[:, :width]), max_iter=n_iter, tol=5e-4,
+        found[:, :width] = lloyd(part, np.ascontiguousarray(found[:, :width]), max_iter=n_iter, tol=_TOLERANCE,
                                  threads=threads)[0]
     return np.asarray(found @ axes.T, dtype=np.float32)
 
