@@ -385,10 +385,11 @@ TARGETS = {"avx512vbmi": ("x86_64-unknown-linux-gnu", "+avx512f,+avx512bw,+avx51
 
 
 @needs_numba
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("nibbles", [False, True])
 @pytest.mark.parametrize("level", TARGETS)
-def test_look_ups_compile_for_every_target(level, nibbles, long):
+def test_look_ups_compile_for_every_target(level, nibbles, long, kept):
     from llvmlite import binding, ir
     triple, features = TARGETS[level]
     binding.initialize_all_targets()
@@ -396,11 +397,14 @@ def test_look_ups_compile_for_every_target(level, nibbles, long):
     module = ir.Module()
     module.triple = triple
     byte, number = ir.IntType(8).as_pointer(), ir.IntType(64)
-    kinds = dict.fromkeys(_scan_ir._ARRAYS, number.as_pointer()) | {"blocks": byte, "table": byte}
-    function = ir.Function(module, ir.FunctionType(number, [*kinds.values(), number, number]), "passing")
+    arrays, scalars = ((_scan_ir._KEPT_ARRAYS, _scan_ir._KEPT_SCALARS) if kept
+                       else (_scan_ir._ARRAYS, _scan_ir._SCALARS))
+    kinds = dict.fromkeys(arrays, number.as_pointer()) | dict.fromkeys(("blocks", "table"), byte)
+    kinds |= {"sums": byte} if kept else {}
+    function = ir.Function(module, ir.FunctionType(number, [*kinds.values(), *[number] * len(scalars)]), "look_ups")
     builder = ir.IRBuilder(function.append_basic_block())
-    values = dict(zip((*_scan_ir._ARRAYS, *_scan_ir._SCALARS), function.args))
-    builder.ret(_scan_ir.passing(level, nibbles, long, builder, values))
+    values = dict(zip((*arrays, *scalars), function.args))
+    builder.ret((_scan_ir.kept if kept else _scan_ir.passing)(level, nibbles, long, builder, values) or number(0))
     parsed = binding.parse_assembly(str(module))
     machine = binding.Target.from_triple(triple).create_target_machine(features=features, opt=3)
     passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))

@@ -27,6 +27,7 @@ AHEAD = 8192
 _ARRAYS = ("blocks", "table", "live", "which", "masks")
 _SCALARS = ("size", "limit")
 _KEPT_ARRAYS = ("blocks", "table", "live", "which", "sums")
+_KEPT_SCALARS = ("size", "at", "begin", "shift")
 _loops = count()  # numbers that tell one loop's metadata from another's, until they name themselves
 
 
@@ -41,7 +42,7 @@ def intrinsics(level: str) -> dict[str, Any] | None:
                                      ("first", "more", "begin", "count", "at"))
                 for name, added in (("measure", False), ("measure_sum", True))}
     found |= {f"{width}_{sums}_kept": simd.intrinsic(partial(kept, level, width == "nibbles", sums == "long"),
-                                                     _KEPT_ARRAYS, ("size", "at", "begin", "shift"))
+                                                     _KEPT_ARRAYS, _KEPT_SCALARS)
               for width in ("bytes", "nibbles") for sums in ("short", "long")}
     return {**found, **measures, "flags": simd.intrinsic(flags, ("sums",), ("at", "limit"), result=True),
             "count": simd.intrinsic(count_of, ("sums",), ("blocks", "limit"), result=True),

@@ -208,8 +208,7 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
         factor = np.int64(0)
         rate = 0.0
         spare = 0.0
-        p = np.int64(0)
-        i = end = np.int64(0)
+        nth = i = end = zero
         room = min(most, np.int64(_FIRST))
         while True:
             n = 0
@@ -217,18 +216,19 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
             runs = 0
             while n < room:
                 if i >= end:
-                    if p >= probes.shape[1]:
+                    if nth >= probes.shape[1]:
                         break
-                    if probes[q, p] >= 0:
-                        i = start[probes[q, p]]
-                        end = start[probes[q, p] + 1]
-                    p += 1
+                    if probes[q, nth] >= 0:
+                        i = start[probes[q, nth]]
+                        end = start[probes[q, nth] + 1]
+                    nth += 1
                     continue
                 b = order[i]
                 i += 1
                 if live[b] != 0:
-                    if runs == 0 or (of[runs - 1] != p - 1 and (added or bits[q, p - 1] != bits[q, of[runs - 1]])):
-                        of[runs] = p - 1
+                    before = of[max(runs - 1, 0)]
+                    if runs == 0 or (before != nth - 1 and (added or bits[q, nth - 1] != bits[q, before])):
+                        of[runs] = nth - 1
                         runs += 1
                     chosen[n] = b
                     alive += ones(live[b])
@@ -270,28 +270,28 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
                                      m // 2 * 32 + m % 2 * 16 if packed else m * entries)
                 wide = np.int64(budget * rate * (1 + 1e-9) + spare)
                 limit = wide >> shift
-                g = np.int64(0)
+                at = zero
                 for r in range(runs):
                     ahead = np.int64((base[of[r]] - low) * rate * (1 - 1e-9))
                     if ahead > wide:
-                        for at in range(64 * g, 64 * ends[r]):
-                            sums[at] = BEYOND
+                        for beyond in range(64 * at, 64 * ends[r]):
+                            sums[beyond] = BEYOND
                     else:
                         if added:
                             following = probes[q, of[min(r + 1, runs - 1)]] * M * K
                             combine(mine, steps, table, probes[q, of[r]] * M * K, following, factor, M * K // 32)
-                        while g < ends[r]:
+                        while at < ends[r]:
                             if nibbles:
                                 if long:
-                                    nibbles_long_kept(blocks, table, live, chosen, sums, s, g, ahead, shift)
+                                    nibbles_long_kept(blocks, table, live, chosen, sums, s, at, ahead, shift)
                                 else:
-                                    nibbles_short_kept(blocks, table, live, chosen, sums, s, g, ahead, shift)
+                                    nibbles_short_kept(blocks, table, live, chosen, sums, s, at, ahead, shift)
                             elif long:
-                                bytes_long_kept(blocks, table, live, chosen, sums, s, g, ahead, shift)
+                                bytes_long_kept(blocks, table, live, chosen, sums, s, at, ahead, shift)
                             else:
-                                bytes_short_kept(blocks, table, live, chosen, sums, s, g, ahead, shift)
-                            g += GROUP
-                    g = ends[r]
+                                bytes_short_kept(blocks, table, live, chosen, sums, s, at, ahead, shift)
+                            at += GROUP
+                    at = ends[r]
                 have = count(sums, n, limit)
                 if have < k and not bound < np.inf:
                     tries += 1
@@ -308,12 +308,12 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
                             least = middle + 1
                         else:
                             above = middle
-                    g = np.int64(0)
+                    at = zero
                     for r in range(runs):
-                        noted = _note(sums, chosen, g, ends[r], zero - 1, above, places)
+                        noted = _note(sums, chosen, at, ends[r], zero - 1, above, places)
                         size = _settle(tables, terms, q, probes[q, of[r]], bias[q, of[r]], blocks, ids, places, noted,
                                        scores, bound, kept, names, size)
-                        g = ends[r]
+                        at = ends[r]
                     if size >= k:
                         bound = min(bound, _select(kept, names, size, k))
                         size = k
@@ -323,17 +323,17 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
                         size = zero
                         continue
                 break
-            g = np.int64(0)
+            at = zero
             for r in range(runs):
                 if not told:
-                    noted = _all(live, chosen, g, ends[r], 64 * n, places)
+                    noted = _all(live, chosen, at, ends[r], 64 * n, places)
                 elif limit >= 0:
-                    noted = _note(sums, chosen, g, ends[r], above, limit, places)
+                    noted = _note(sums, chosen, at, ends[r], above, limit, places)
                 else:
                     noted = zero
                 size = _settle(tables, terms, q, probes[q, of[r]], bias[q, of[r]], blocks, ids, places, noted, scores,
                                bound, kept, names, size)
-                g = ends[r]
+                at = ends[r]
             if size >= k:
                 bound = min(bound, _select(kept, names, size, k))
                 size = k
