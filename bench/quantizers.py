@@ -1,12 +1,18 @@
 """Training and encoding of quantizers beside faiss, nanopq, scikit-learn and plain NumPy.
 
-    python bench/quantizers.py [--quick] [--only encode,train,kmeans,opq,threads,memory] [--slow]
+    python bench/quantizers.py [--quick] [--only encode,train,kmeans,opq,residual,lsq,threads,memory] [--slow]
+    python bench/quantizers.py --all [--quick] [--rows REGEX] [--slow]       the table of all codecs at 32, 64, 128 bits
+    python bench/quantizers.py --print                                       that table from the rows kept, at once
 
 Real data: sift300k, learn → train, base → encode; d = 128. One thread unless a row says otherwise. Answers are
 compared first: with the same codebooks the same codes (ties aside), training by the distortion it ends with. faiss is
 timed as installed and, in a process of its own, with FAISS_SIMD_LEVEL=NONE, which is faster on some processors; its
 better time counts. Encoding takes faiss's best batch. Slow rivals (faiss's OPQ takes half a minute a fit) are timed
 with ``--slow`` and kept with their date and machine in peers.json.
+
+The table: R@k, the true nearest neighbour among the first k by ADC, of 150,000 vectors and 2,000 queries; ours in
+codecs.json, rivals in peers.json. ``--rows`` measures the rows whose name matches, and takes the others from there.
+Its seconds, and those of ``residual`` and ``lsq``, are of processor time, for machines with other work.
 
 Limits are of this core, measured in the same run: floating-point operations at the rate of a large product.
 """
@@ -21,24 +27,25 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NPQUANT_NUM_THREADS"):
 import _harness  # before NumPy: it chooses the BLAS kernel
 
 import argparse
-import json
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _data
+import _table
 import numpy as np
 from _peers import Elsewhere, array, faiss_pq, kept
 
 import npquant as nq
 from npquant import metrics
 
-PEERS = Path(__file__).with_name("peers.json")
+QUICK = 20_000
 BATCHES = (1_000, 10_000, 50_000)
 
 
@@ -85,7 +92,6 @@ class Bench:
         self.learn = np.ascontiguousarray(sift.learn[rng.permutation(len(sift.learn))[:100_000]])
         self.base = sift.base
         self.other = Elsewhere(FAISS_SIMD_LEVEL="NONE")
-        self.peers = json.loads(PEERS.read_text()) if PEERS.exists() else {}
         a, b = (np.ones((2048, 2048), np.float32) for _ in range(2))
         self.rate = 2 * 2048**3 / min(_harness.alternate([lambda: a @ b], 5)[:, 0]) / 1e9
         print(f"limit: {self.rate:.0f} GFLOP/s (a product of 2048³ floats, one thread)")
@@ -201,11 +207,11 @@ class Bench:
             rows["npquant, OPQ"] = (metrics.distortion(self.learn, opq.decode(opq.encode(self.learn))),
                                     time.perf_counter() - began, "")
             if self.options.slow:
-                self.peers[f"opq {m}"] = {**self._slow_opq(m), "when": _harness.machine("faiss-cpu", "nanopq")}
-                PEERS.write_text(json.dumps(self.peers, indent=1) + "\n")
-            for who, value in self.peers.get(f"opq {m}", {}).items():
+                _table.keep_peer(f"opq {m}", {**self._slow_opq(m), "when": _harness.machine("faiss-cpu", "nanopq")})
+            peers = _table.peers().get(f"opq {m}", {})
+            for who, value in peers.items():
                 if who != "when":
-                    rows[who] = (*value, f"   (kept from {self.peers[f'opq {m}']['when'][:10]})")
+                    rows[who] = (*value, f"   (kept from {peers['when'][:10]})")
             for who, (error, seconds, note) in rows.items():
                 print(f"  {m:2d} × 8  {who:32s} {error:9.1f}  {seconds:7.2f} s{note}", flush=True)
             self._opq_encode(m, opq)
@@ -256,6 +262,72 @@ class Bench:
             rows[f"nanopq OPQ, {name}"] = (metrics.distortion(self.learn, decoded), seconds)
         return rows
 
+    def residual(self) -> None:
+        print("\nResidual, 8 × 8 and a byte for the norm (target: no more distortion than faiss's with use_beam_LUT=1, "
+              "3 × as fast)")
+        for beam in (1, 5, 16):
+            ours = self._beside(f"residual, beam {beam}",
+                                lambda beam=beam: nq.ResidualQuantizer(8, beam=beam, random_state=1),
+                                lambda beam=beam: _table.faiss_sum("ResidualQuantizer", 8, beam))
+            self._same_codes(ours, beam)
+        for name, make in (("residual, beam 10", lambda: nq.ResidualQuantizer(8, beam=10, random_state=1)),
+                           ("GRVQ, beam 10", lambda: nq.GeneralizedResidualQuantizer(8, beam=10, random_state=1))):
+            self._beside(name, make)
+
+    def _beside(self, name: str, ours: Callable[[], Any], theirs: Callable[[], Any] | None = None) -> Any:
+        """Print ours beside faiss's, trained on the same vectors and encoding in turns; return ours."""
+        os.environ["NPQUANT_JIT"] = "1"
+        learn, held = self.learn[:QUICK if self.options.quick else _table.MOST], self.base[:QUICK]
+        makers = {"npquant": ours, **({"faiss": theirs} if theirs else {})}
+        runs = [{who: _table.trained(make, learn) for who, make in makers.items()}
+                for _ in range(1 if self.options.quick else 2)]
+        speeds: dict[str, list[float]] = {who: [] for who in makers}
+        errors = {}
+        for _ in range(3):
+            for who in makers:
+                began = time.process_time()
+                codes = runs[0][who].encode(held)
+                speeds[who].append(len(held) / 1e3 / (time.process_time() - began))
+                errors[who] = metrics.distortion(held, runs[0][who].decode(codes))
+        train = {who: min(run[who].seconds for run in runs) for who in makers}
+        speed = {who: float(np.median(speeds[who])) for who in makers}
+        for who in makers:
+            ratios = "" if who == "npquant" else (
+                f"   ratios {train[who] / train['npquant']:.2f}, {speed['npquant'] / speed[who]:.2f}, distortion of "
+                f"ours {errors['npquant'] / errors[who] - 1:+.1%}")
+            print(f"  {name:18s} {who:8s} distortion {errors[who]:7,.0f}   training {train[who]:6.1f} s   encoding "
+                  f"{speed[who]:6.1f} k/s{ratios}", flush=True)
+        return runs[0]["npquant"].codec
+
+    def lsq(self) -> None:
+        print("\nLSQ, the last byte for the norm (target: no more distortion than faiss's, 3 × as fast)")
+        os.environ["NPQUANT_JIT"] = "1"
+        sift, machine = _data.sift300k(), _harness.machine("faiss-cpu", threads=1)
+        for bits in (32,) if self.options.quick else (32, 64):
+            code = f"{bits // 8 - 1} × 8 + norm"
+            ours, theirs = (next(codec for codec in _table.codecs(bits) if (codec.name, codec.code) == (name, code))
+                            for name in ("LSQ", "faiss LocalSearch"))
+            mine = _table.row(ours._replace(vectors=_table.MOST), sift, machine)
+            print(_table.shown(mine), flush=True)
+            if self.options.slow:
+                _table.keep(theirs, _table.row(theirs, sift, machine))
+            row = _table.kept().get(theirs.key)
+            if row:
+                print(f"{_table.shown(row)}   kept from {row['machine'][:10]}; ratios "
+                      f"{row['train'] / mine['train']:.2f}, {mine['encode'] / row['encode']:.2f}, distortion of ours "
+                      f"{mine['distortion'] / row['distortion'] - 1:+.1%}", flush=True)
+
+    def _same_codes(self, codec: nq.ResidualQuantizer, beam: int) -> None:
+        """Check that faiss's coder finds the same codes by our codebooks, but for ties and another order of sums."""
+        import faiss
+        peer = faiss.ResidualQuantizer(128, codec.m, 8)
+        faiss.copy_array_to_vector(codec.codebooks_.ravel(), peer.codebooks)
+        peer.is_trained, peer.max_beam_size, peer.use_beam_LUT = True, beam, 1
+        peer.compute_codebook_tables()
+        same = (codec.encode(self.base[:2000])[:, :-1] == peer.compute_codes(self.base[:2000] - codec.center_)).all(1)
+        print(f"  beam {beam}: the same codes as faiss's by our codebooks for {same.mean():.2%} of the vectors")
+        assert same.mean() > 0.99, "faiss gives other codes"
+
     def threads(self) -> None:
         print("\nTwo threads over one (target 1.8)")
         pq = nq.ProductQuantizer(m=8, random_state=0, n_iter=5, threads=1).fit(self.learn)
@@ -283,6 +355,30 @@ class Bench:
             run = subprocess.run([sys.executable, __file__, "--measure", task, file], capture_output=True, text=True,
                                  check=True)
             print(f"  {task:8s} {run.stdout.strip()}", flush=True)
+
+
+def all_codecs(options: argparse.Namespace) -> None:
+    """Print the table of all codecs, rows as they come and then in order; keep them, unless quick."""
+    os.environ["NPQUANT_JIT"] = "1"
+    warnings.simplefilter("ignore", nq.NpquantWarning)  # of more vectors than are drawn
+    sift = _data.sift300k()
+    rows = {} if options.quick else _table.kept()
+    if options.quick:
+        base, queries = sift.base[:QUICK], sift.queries[:500]
+        near = metrics.exact_neighbors(base, queries, 1)[1].astype(np.int32)
+        sift = _data.Sift(sift.learn[:QUICK], base, queries, near)
+        print(f"--quick: {QUICK:,} vectors to learn from and {QUICK:,} to search in, 500 queries, 64 bits, no slow "
+              "rivals; nothing is kept")
+    machine = _harness.machine("faiss-cpu", threads=1)
+    print(_table.HEAD)
+    for bits in _table.BITS[1:2] if options.quick else _table.BITS:
+        for codec in _table.codecs(bits):
+            if re.search(options.rows, codec.key) and (options.slow or not codec.slow):
+                rows[codec.key] = _table.row(codec, sift, machine)
+                print(_table.shown(rows[codec.key]), flush=True)
+                if not options.quick:
+                    _table.keep(codec, rows[codec.key])
+    print(_table.table(rows))
 
 
 def measure(task: str, file: str) -> None:
@@ -313,13 +409,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds, smaller synthetic data")
     parser.add_argument("--slow", action="store_true", help="time the slow rivals anew, and keep their rows")
-    parser.add_argument("--only", default="encode,kmeans,train,opq,threads,memory")
+    parser.add_argument("--only", default="encode,kmeans,train,opq,residual,lsq,threads,memory")
+    parser.add_argument("--all", action="store_true", help="the table of all codecs, nothing else")
+    parser.add_argument("--rows", metavar="REGEX", default="", help="of --all: measure these, take others as kept")
+    parser.add_argument("--print", action="store_true", help="the table from the rows kept, nothing else")
     parser.add_argument("--measure", nargs=2, metavar=("TASK", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure)
         return
+    if options.print:
+        print(_table.table(_table.kept()))
+        print(f"\nREADME\n\n{_table.summary(_table.kept())}")
+        return
     print(_harness.machine("faiss-cpu", "nanopq", "scikit-learn", threads=1))
+    if options.all:
+        all_codecs(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, folder)
         for part in options.only.split(","):
