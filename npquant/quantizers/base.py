@@ -352,7 +352,7 @@ class Quantizer(Transformer):
         """Return ``codes`` if they are codes of this codec.
 
         One that does not take all bytes must refuse a code of 255 everywhere: an index asks for it, and where that is a
-        code, it believes a mapped file without reading it.
+        code, it never asks about a mapped file.
 
         Raises
         ------
