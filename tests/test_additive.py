@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from laws import HAVE_NUMBA, same
 from test_residual import books, clusters, errors, every_sum, fit, fitted
 
-from npquant.kernels import icm
+from npquant.kernels import icm, simd
 from npquant.quantizers import _sums, additive, residual
 from npquant.quantizers.additive import AdditiveQuantizer, LocalSearchQuantizer
 from npquant.quantizers.product import ProductQuantizer
@@ -72,6 +72,20 @@ def test_local_search_is_the_one_written_out(n, M, K, steps, count, seed, kind):
         best, score = searched(products, every, plan, i, start[i].tolist())
         assert results[0][0][i].tolist() == best
         assert results[0][1][i] == score
+
+
+@pytest.mark.parametrize("level", simd.runnable() if HAVE_NUMBA else [])
+@pytest.mark.parametrize(("M", "K"), [(1, 64), (3, 64), (4, 128), (2, 256), (3, 24)])
+def test_levels_search_as_the_twin_does(level, M, K):
+    for kind in ("normal", "grid", "negative zeros"):  # grids have ties
+        every, x = books(M, K, 3, 1, kind), strategies.make_vectors(kind, 20, 3, 2)
+        products, plan = every.products(x), additive.perturbations(M, K, 3, 2 if M > 1 else 1, 5)
+        start = np.random.default_rng(3).integers(0, K, (20, M)).astype(np.uint8)
+        results = []
+        for run in (icm.local_search.twin, icm.local_search.compiled(level)):
+            results.append((start.copy(), np.empty(20, np.float32)))
+            run(products, every.norms, every.cross, *plan, *results[-1])
+        same(results[1], results[0], f"{level}, {kind}, {M} × {K}")
 
 
 @core
@@ -171,6 +185,38 @@ def test_more_alternations_lower_the_error(cls):
     x = clusters()
     found = [-fit(cls, x, 3, 4, n_iter=n_iter).score(x) for n_iter in (0, 2, 12)]
     assert found[2] < found[1] < found[0]
+
+
+@core
+@pytest.mark.parametrize(("M", "d"), [(4, 12), (3, 10), (5, 3), (1, 4)])
+def test_a_product_quantizer_as_codebooks_of_the_whole_dimension(M, d):
+    z = strategies.make_vectors("normal", 200, d, 1)
+    codebooks = additive.product_codebooks(z, M, 8, np.random.default_rng(0), 1)
+    assert codebooks.shape == (M, 8, d)
+    used = (codebooks != 0).any(axis=1)
+    assert (used.sum(axis=0) == 1).all()  # blocks do not overlap, and miss no dimension
+    assert all(np.ptp(np.flatnonzero(row)) == row.sum() - 1 for row in used if row.any())
+    nearest = sum(((z[:, None, row] - book[:, row]) ** 2).sum(axis=2).min(axis=1) for row, book in zip(used, codebooks))
+    found = additive.local_search(z, _sums.Books(codebooks), additive.perturbations(M, 8, 0, 1, 0))
+    np.testing.assert_allclose(errors(z, codebooks, found), nearest, rtol=1e-4, atol=1e-5)
+
+
+@core
+def test_training_starts_from_the_better_of_two(monkeypatch):
+    rng = np.random.default_rng(0)  # four independent blocks, each of 16 points: a product codes them without error
+    blocks = np.concatenate([rng.standard_normal((16, 3))[rng.integers(0, 16, 1500)] for _ in range(4)], axis=1)
+    for x, wanted in ((clusters(), "residual_codebooks"), (blocks, "product_codebooks")):
+        calls = []
+        for name in ("residual_codebooks", "product_codebooks"):
+            work = getattr(additive, name)
+
+            def start(*args, to=calls, name=name, work=work, **kwargs):
+                to.append(name)
+                return work(*args, **kwargs)
+            monkeypatch.setattr(additive, name, start)
+        fit(LocalSearchQuantizer, x, 4, 4, n_iter=1)
+        monkeypatch.undo()
+        assert calls[-1] == wanted
 
 
 @core

@@ -7,14 +7,23 @@ perturbations come as arrays, the same for every vector, so no code depends on t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from npquant.kernels._jit import kernel
+from npquant.kernels.beam import WIDE, sums_level
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
+
+# What a SIMD level puts in their place.
+TILED = False
+extended: Any = None
+below: Any = None
+lowest: Any = None
 
 
 def _objective(products, norms, cross, i, codes):
@@ -29,41 +38,38 @@ def _objective(products, norms, cross, i, codes):
     return total
 
 
-def _conditional(products, norms, cross, i, m, codes, acc, keys):
-    """Return the best codeword of codebook m for row i, all others fixed."""
-    M, K = norms.shape
+def _conditional(base, cross, m, codes, acc, lows, limit, zero, rows):
+    """Return the best codeword of codebook m, all others fixed; ``base`` has ‖c‖² − 2⟨x, c⟩ of all (M K)."""
+    M, K = cross.shape[1:3]
+    count = 0
+    for j in range(M):
+        if j != m:
+            rows[count] = ((m * M + j) * K + codes[j]) * K
+            count += 1
+    if TILED and K % WIDE == 0:
+        extended(base, cross, rows, zero, acc, lows, m * K, count, 0, 0, K // WIDE, 0, 16)
+        limit[0] = min(min(lows[16], lows[17]), min(lows[18], lows[19]))
+        for at in range(0, K, WIDE):
+            mask = below(acc, limit, at)
+            if mask != 0:
+                return at + lowest(mask)
+        return 0
     for k in range(K):
-        p = products[m, i, k]
-        acc[k] = norms[m, k] - (p + p)
-    j = 0
-    left = M - 1
-    while left >= 3:
-        j0 = j + (j == m)
-        j1 = j0 + 1 + (j0 + 1 == m)
-        j2 = j1 + 1 + (j1 + 1 == m)
-        c0, c1, c2 = codes[j0], codes[j1], codes[j2]
-        j = j2 + 1
-        left -= 3
-        for k in range(K):
-            acc[k] = ((acc[k] + cross[m, j0, c0, k]) + cross[m, j1, c1, k]) + cross[m, j2, c2, k]
-    while left > 0:
-        j0 = j + (j == m)
-        c0 = codes[j0]
-        j = j0 + 1
-        left -= 1
-        for k in range(K):
-            acc[k] += cross[m, j0, c0, k]
+        acc[k] = base[m * K + k]
+    for j in range(M):
+        if j != m:
+            row = cross[m, j, codes[j]]
+            for k in range(K):
+                acc[k] += row[k]
     # Integers that order like the numbers have a vectorised minimum, since none is NaN; + 0 makes −0 equal to 0.
     for k in range(K):
         acc[k] += np.float32(0)
     bits = acc.view(np.int32)
+    least = bits[0] ^ ((bits[0] >> 31) & 2147483647)
     for k in range(K):
-        keys[k] = bits[k] ^ ((bits[k] >> 31) & 2147483647)
-    least = keys[0]
-    for k in range(K):
-        least = min(least, keys[k])
+        least = min(least, bits[k] ^ ((bits[k] >> 31) & 2147483647))
     best = 0
-    while keys[best] != least:
+    while bits[best] ^ ((bits[best] >> 31) & 2147483647) != least:
         best += 1
     return best
 
@@ -111,29 +117,29 @@ def _work(products: Float, norms: Float, cross: Float, places: Ints, words: Code
     return products.size * orders.size
 
 
-@kernel("f4:3 f4:2 f4:4 i8:2 u1:2 i8:2 u1:2w f4:1w", twin=_local_search_twin, work=_work,
-        helpers=(_objective, _conditional))
-def local_search(products, norms, cross, places, words, orders, codes, scores):
-    """Improve ``codes`` (n, M) by iterated local search, and write their ``scores`` (n,): ‖x − sum‖² − ‖x‖².
-
-    ``products`` (M, n, K): inner products of the vectors with the codewords; ``norms`` (M, K): their squared norms;
-    ``cross`` (M, M, K, K): ``cross[m, j, a, k]`` is 2 ⟨C_j[a], C_m[k]⟩. Each step t puts ``words`` (T, npert) at
-    ``places`` (T, npert; a negative one is left out), takes the best codeword of codebook after codebook in
-    ``orders`` (T, any), and keeps the result where the score is lower. A codebook whose neighbours have not changed
-    since its last turn is passed over: it would choose the same again.
-    """
+def _local_search(products, norms, cross, places, words, orders, codes, scores):
     n, M = codes.shape
     K = norms.shape[1]
+    base = np.empty(M * K, np.float32)
     acc = np.empty(K, np.float32)
-    keys = np.empty(K, np.int32)
+    lows = np.empty(20, np.float32)
+    limit = np.empty(1, np.float32)
+    zero = np.zeros(1, np.float32)
+    rows = np.empty(M, np.int64)
+    own = np.empty(M, np.uint8)
     tried = np.empty(M, np.uint8)
     changed = np.empty(M, np.int64)  # when each number last changed, and when it was last chosen
     chosen = np.empty(M, np.int64)
     for i in range(n):
-        score = _objective(products, norms, cross, i, codes[i])
+        for m in range(M):
+            own[m] = codes[i, m]
+            for k in range(K):
+                p = products[m, i, k]
+                base[m * K + k] = norms[m, k] - (p + p)
+        score = _objective(products, norms, cross, i, own)
         for t in range(orders.shape[0]):
             for m in range(M):
-                tried[m] = codes[i, m]
+                tried[m] = own[m]
                 changed[m] = 0
                 chosen[m] = -1
             for p in range(places.shape[1]):
@@ -146,7 +152,7 @@ def local_search(products, norms, cross, places, words, orders, codes, scores):
                     stale |= j != m and changed[j] > chosen[m]
                 if not stale and chosen[m] >= 0:
                     continue
-                best = _conditional(products, norms, cross, i, m, tried, acc, keys)
+                best = _conditional(base, cross, m, tried, acc, lows, limit, zero, rows)
                 chosen[m] = at
                 if best != tried[m]:
                     tried[m] = best
@@ -155,5 +161,25 @@ def local_search(products, norms, cross, places, words, orders, codes, scores):
             if new < score:
                 score = new
                 for m in range(M):
-                    codes[i, m] = tried[m]
+                    own[m] = tried[m]
         scores[i] = score
+        for m in range(M):
+            codes[i, m] = own[m]
+
+
+def _level(level: str) -> dict[str, Any] | None:
+    return None if level not in ("avx512", "avx2", "neon") else {"TILED": True, **sums_level(level)}
+
+
+@kernel("f4:3 f4:2 f4:4 i8:2 u1:2 i8:2 u1:2w f4:1w", twin=_local_search_twin, work=_work,
+        helpers=(_objective, _conditional, _local_search), tiled=(_local_search, _level))
+def local_search(products, norms, cross, places, words, orders, codes, scores):
+    """Improve ``codes`` (n, M) by iterated local search, and write their ``scores`` (n,): ‖x − sum‖² − ‖x‖².
+
+    ``products`` (M, n, K): inner products of the vectors with the codewords; ``norms`` (M, K): their squared norms;
+    ``cross`` (M, M, K, K): ``cross[m, j, a, k]`` is 2 ⟨C_j[a], C_m[k]⟩. Each step t puts ``words`` (T, npert) at
+    ``places`` (T, npert; a negative one is left out), takes the best codeword of codebook after codebook in
+    ``orders`` (T, any), and keeps the result where the score is lower. A codebook whose neighbours have not changed
+    since its last turn is passed over: it would choose the same again.
+    """
+    _local_search(products, norms, cross, places, words, orders, codes, scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npquant import _checks
 from npquant.errors import InvalidInputError, NpquantWarning
-from npquant.kernels import cluster, nearest
+from npquant.kernels import beam, cluster
 from npquant.kernels._pool import run_blocks
 from npquant.quantizers.base import Codes, Float, Quantizer
 
@@ -20,7 +20,7 @@ log = logging.getLogger("npquant")
 
 Double = NDArray[np.float64]
 
-ROWS = 128  # whose inner products with all codewords are held at a time, in the cache
+ROWS = 64  # whose inner products with all codewords are held at a time, in the cache
 TASK = 4096  # rows handed to one thread
 _LEVELS = 256
 _HOLD = 1e-6  # of the mean count of a codeword: how firmly what is not determined stays
@@ -33,23 +33,34 @@ class Books:
         codebooks = np.ascontiguousarray(codebooks)
         M, K, d = codebooks.shape
         self.codebooks = codebooks
-        self.transposed = nearest.transpose(codebooks)
+        self._panels = beam.panels_of(codebooks)
         words = codebooks.reshape(M * K, d)
         self.norms = squares(words).reshape(M, K)
         # cross[m, j, a, k] = 2 ⟨C_j[a], C_m[k]⟩, in the fixed order; the same bits for [j, m, k, a].
         self.cross = self.products(words).reshape(M, M, K, K)
         self.cross *= np.float32(2)
 
-    def products(self, x: Float, first: int = 0) -> Float:
-        """Return the inner products of ``x`` (n, d) with all codewords, float32 (M, n, K), in the fixed order.
+    def products(self, x: Float) -> Float:
+        """Return the inner products of ``x`` (n, d) with all codewords, float32 (M, n, K), in the fixed order."""
+        M, K, _ = self.codebooks.shape
+        out = np.empty((M, len(x), K), np.float32)
+        beam.products_with(x, self._panels, out)
+        return out
 
-        With ``first``, those of the codebooks from this one on.
+    def parts(self, x: Float, first: int = 0) -> Iterator[tuple[slice, Float]]:
+        """Yield (rows, products) of a few rows of ``x`` at a time, with the codebooks from ``first`` on.
+
+        The products are those of ``products``; each takes the place of the one before, which is still in the cache.
         """
-        M, _, K = self.transposed.shape
-        out = np.empty((M - first, len(x), 1, K), np.float32)
-        for m in range(first, M):
-            nearest.subspace_products(x, self.transposed[m:m + 1], out[m - first])
-        return out[:, :, 0]
+        M, K, _ = self.codebooks.shape
+        panels = self._panels[len(self._panels) // M * first:]
+        room = np.empty((M - first) * min(ROWS, len(x)) * K, np.float32)
+        for begin in range(0, len(x), ROWS):
+            rows = slice(begin, min(begin + ROWS, len(x)))
+            n = rows.stop - begin
+            out = room[:(M - first) * n * K].reshape(M - first, n, K)
+            beam.products_with(x[rows], panels, out)
+            yield rows, out
 
     def sums(self, numbers: Codes) -> Float:
         """Return (C_0[i_0] + C_1[i_1]) + … of ``numbers`` (n, M), float32 (n, d)."""
@@ -175,17 +186,13 @@ class SumQuantizer(Quantizer):
     # ---------------------------------------------------------------------------------- codes
 
     def _search(self, z: Float, books: Books) -> Codes:
-        """Return the numbers (n, M) of the codewords of a few centred vectors ``z``; serial."""
+        """Return the numbers (n, M) of the codewords of some centred vectors ``z``; serial."""
         raise NotImplementedError
 
     def _numbers(self, z: Float, books: Books) -> Codes:
         """Return the numbers (n, M) of the codewords of the centred vectors ``z``."""
         return in_blocks(lambda rows: self._search(z[rows], books), len(z), len(books.codebooks),
-                         _checks.threads(self.threads), self._rows_at_once())
-
-    def _rows_at_once(self) -> int:
-        """Return how many rows a search is given."""
-        return ROWS
+                         _checks.threads(self.threads))
 
     def _encode(self, x: Float) -> Codes:
         numbers = self._numbers(x - self.center_, self._books)
@@ -296,14 +303,12 @@ class SumQuantizer(Quantizer):
 # -------------------------------------------------------------------------------------------- parts
 
 
-def in_blocks(work: Callable[[slice], Codes], n: int, M: int, threads: int | None, few: int = ROWS) -> Codes:
-    """Return the numbers (n, M) that ``work`` gives for a ``few`` rows at a time."""
+def in_blocks(work: Callable[[slice], Codes], n: int, M: int, threads: int | None) -> Codes:
+    """Return the numbers (n, M) that ``work`` gives for some rows at a time."""
     out = np.empty((n, M), np.uint8)
 
     def block(start: int, stop: int) -> None:
-        for begin in range(start, stop, few):
-            rows = slice(begin, min(begin + few, stop))
-            out[rows] = work(rows)
+        out[start:stop] = work(slice(start, stop))
     run_blocks(block, n, TASK, threads)
     return out
 

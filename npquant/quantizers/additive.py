@@ -10,11 +10,22 @@ from numpy.typing import NDArray
 
 from npquant import _checks
 from npquant.kernels import beam, icm
-from npquant.quantizers._sums import Books, SumQuantizer, fitted_codebooks, in_blocks, log, mean_square, sums_of
+from npquant.quantizers._sums import (
+    Books,
+    Double,
+    SumQuantizer,
+    fitted_codebooks,
+    in_blocks,
+    log,
+    mean_square,
+    sums_of,
+)
 from npquant.quantizers.base import Codes, Float
-from npquant.quantizers.residual import beam_search, by_variance, residual_codebooks
+from npquant.quantizers.product import ProductQuantizer
+from npquant.quantizers.residual import best_sums, by_variance, residual_codebooks
 
 _START = 4  # beam and iterations of the residual codebooks that training starts from
+_TRIAL = 16_384  # vectors on which two starts are compared
 _SWEEPS = 4  # turns of all codebooks after a perturbation
 
 
@@ -100,7 +111,7 @@ class LocalSearchQuantizer(SumQuantizer):
     nbits : int
         Bits a codebook, 1 to 8: codebooks of ``K = 2**nbits`` codewords.
     n_iter : int
-        Alternations of codes and codebooks, after a start by residual quantization.
+        Alternations of codes and codebooks, after a start by product or residual quantization.
     train_steps, encode_steps : int
         Steps of local search while training and while coding: each puts random codewords in ``n_perturb`` places and
         then takes the best codeword of each codebook in turn, the others fixed, four times over (iterated
@@ -126,8 +137,9 @@ class LocalSearchQuantizer(SumQuantizer):
     -----
     The search starts from a beam of four sums. Its perturbations are drawn from a stream of their own by the number
     of the step alone, and are the same for all vectors, so that a code depends on the vector and the codebooks only.
-    After each least-squares fit the codebooks get normal noise of 1/m of their standard deviation in each dimension,
-    times (1 − t/T)^½ (LSQ++, SR-D); but no more than 1/m of that of what the codes leave over, since a few codewords
+    Training starts from a product or a residual quantizer, whichever is better after one alternation on a sample.
+    After each least-squares fit the codebooks get normal noise of 1/m of the standard deviation of the vectors in each
+    dimension, times (1 − t/T)^½ (LSQ++, SR-D); but no more than moves a sum by what the codes leave over, since vectors
     far out would drown all others. The best codebooks seen are kept. Coding costs O(m K d + steps · m² K) a vector,
     less where few numbers change.
 
@@ -140,7 +152,7 @@ class LocalSearchQuantizer(SumQuantizer):
     (3, 5)
     """
 
-    def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 25, train_steps: int = 8, encode_steps: int = 16,
+    def __init__(self, m: int = 8, nbits: int = 8, *, n_iter: int = 12, train_steps: int = 8, encode_steps: int = 8,
                  n_perturb: int = 4, max_points: int | None = 65_536, random_state: Any = None,
                  threads: int | None = None) -> None:
         self.m = m
@@ -159,29 +171,38 @@ class LocalSearchQuantizer(SumQuantizer):
         _checks.integer(self.n_perturb, "n_perturb")
 
     def _train(self, z: Float, M: int, K: int, rng: np.random.Generator) -> Float:
-        codebooks = residual_codebooks(z, M, K, _START, _START, rng, _checks.threads(self.threads))
-        return self._improve(z, codebooks, self.n_iter, rng)
+        threads = _checks.threads(self.threads)
+        starts = (partial(product_codebooks, M=M, K=K, rng=rng, threads=threads),
+                  partial(residual_codebooks, M=M, K=K, width=_START, n_iter=_START, rng=rng, threads=threads))
+        # Equal blocks mostly end lower than residuals that start lower; not where vectors lie in clusters.
+        sample = z if len(z) <= _TRIAL else z[np.sort(rng.choice(len(z), _TRIAL, replace=False))]
+        errors = [self._alternation(sample, start(sample), None, rng)[2] for start in starts]
+        return self._improve(z, starts[int(np.argmin(errors))](z), self.n_iter, rng)
 
     def _improve(self, z: Float, codebooks: Float, n_iter: int, rng: np.random.Generator) -> Float:
-        threads = _checks.threads(self.threads)
-        M, K, _ = codebooks.shape
+        M = len(codebooks)
         numbers: Codes | None = None
         best, least = codebooks, np.inf
+        most = z.std(axis=0, dtype=np.float64) / M
         for t in range(n_iter):
-            books, before = Books(codebooks), numbers
-            plan = self._plan(M, K, self.train_steps, int(rng.integers(2**31)))
-            numbers = in_blocks(partial(_improved, z, books, plan, before), len(z), M, threads)
-            codebooks = fitted_codebooks(z, numbers, codebooks, threads)
-            rest = z - sums_of(codebooks, numbers)
-            error = mean_square(rest)
+            numbers, codebooks, error, rest = self._alternation(z, codebooks, numbers, rng)
             if error < least:
                 best, least = codebooks, error
             log.info("alternation %d (of %d): mean squared error %.6g", t, n_iter, error)
-            spread = np.minimum(codebooks.std(axis=1, dtype=np.float64), rest.std(axis=0, dtype=np.float64))
-            spread *= (1 - (t + 1) / n_iter) ** 0.5 / M
-            noise = rng.standard_normal(codebooks.shape, dtype=np.float32)
-            codebooks = codebooks + noise * spread[:, None].astype(np.float32)
+            spread = np.minimum(most, rest / M**0.5) * (1 - (t + 1) / n_iter) ** 0.5
+            codebooks = codebooks + rng.standard_normal(codebooks.shape, dtype=np.float32) * spread.astype(np.float32)
         return by_variance(best)
+
+    def _alternation(self, z: Float, codebooks: Float, before: Codes | None,
+                     rng: np.random.Generator) -> tuple[Codes, Float, float, Double]:
+        """Return new numbers, the codebooks fitted to them, the mean squared error and its deviation by dimension."""
+        threads = _checks.threads(self.threads)
+        M, K, _ = codebooks.shape
+        plan = self._plan(M, K, self.train_steps, int(rng.integers(2**31)))
+        numbers = in_blocks(partial(_improved, z, Books(codebooks), plan, before), len(z), M, threads)
+        codebooks = fitted_codebooks(z, numbers, codebooks, threads)
+        rest = z - sums_of(codebooks, numbers)
+        return numbers, codebooks, mean_square(rest), rest.std(axis=0, dtype=np.float64)
 
     def _plan(self, M: int, K: int, steps: int, seed: int) -> Plan:
         return perturbations(M, K, steps, min(_checks.integer(self.n_perturb, "n_perturb"), M), seed)
@@ -189,6 +210,18 @@ class LocalSearchQuantizer(SumQuantizer):
     def _search(self, z: Float, books: Books) -> Codes:
         M, K = books.norms.shape
         return local_search(z, books, self._plan(M, K, _checks.integer(self.encode_steps, "encode_steps", low=0), 0))
+
+
+def product_codebooks(z: Float, M: int, K: int, rng: np.random.Generator, threads: int | None) -> Float:
+    """Return codebooks (M, K, d), each zero but in its own block of dimensions, of a product quantizer of ``z``."""
+    d = z.shape[1]
+    width = -(-d // M)
+    padded = np.pad(z, ((0, 0), (0, M * width - d)))
+    pq = ProductQuantizer(M, K.bit_length() - 1, max_points=None, random_state=rng, threads=threads).fit(padded)
+    codebooks = np.zeros((M, K, M * width), np.float32)
+    for m, codebook in enumerate(pq.codebooks_):
+        codebooks[m, :, m * width:(m + 1) * width] = codebook
+    return np.ascontiguousarray(codebooks[:, :, :d])
 
 
 class Plan(NamedTuple):
@@ -211,10 +244,12 @@ def perturbations(M: int, K: int, steps: int, count: int, seed: int) -> Plan:
 
 def local_search(z: Float, books: Books, plan: Plan, start: Codes | None = None) -> Codes:
     """Return the numbers (n, M) that local search finds from ``start``, or from what a narrow beam finds."""
-    products = books.products(z)
-    numbers = beam_search(z, books, _START, products) if start is None else start.copy()
-    icm.local_search(products, books.norms, books.cross, *plan, numbers, np.empty(len(z), np.float32))
-    return numbers
+    out = np.empty((len(z), len(books.norms)), np.uint8)
+    for rows, products in books.parts(z):
+        numbers = best_sums(products, books, _START) if start is None else start[rows].copy()
+        icm.local_search(products, books.norms, books.cross, *plan, numbers, np.empty(len(numbers), np.float32))
+        out[rows] = numbers
+    return out
 
 
 def _improved(z: Float, books: Books, plan: Plan, before: Codes | None, rows: slice) -> Codes:
@@ -223,16 +258,18 @@ def _improved(z: Float, books: Books, plan: Plan, before: Codes | None, rows: sl
 
 def free_search(z: Float, books: Books, width: int) -> Codes:
     """Return the numbers (n, M) that a beam of ``width`` sums finds, codebooks in any order."""
-    n = len(z)
     M, K = books.norms.shape
-    products, names = books.products(z), beam.mixed(M * K, 0).reshape(M, K)
-    codes, used = np.zeros((n, 1, M), np.uint8), np.zeros((n, 1, M), np.bool_)
-    keys, scores = np.zeros((n, 1), np.uint64), np.zeros((n, 1), np.float32)
-    for t in range(M):
-        # A set of t + 1 codewords comes from t + 1 sums at the most: so many sets there are at the least.
-        size = min(width, -(-keys.shape[1] * (M - t) * K // (t + 1)))
-        new = (np.empty((n, size, M), np.uint8), np.empty((n, size, M), np.bool_), np.empty((n, size), np.uint64),
-               np.empty((n, size), np.float32))
-        beam.free_step(products, books.norms, books.cross, names, codes, used, keys, scores, *new)
-        codes, used, keys, scores = new
-    return np.ascontiguousarray(codes[:, 0])
+    names, out = beam.mixed(M * K, 0).reshape(M, K), np.empty((len(z), M), np.uint8)
+    for rows, products in books.parts(z):
+        n = products.shape[1]
+        codes, used = np.zeros((n, 1, M), np.uint8), np.zeros((n, 1, M), np.bool_)
+        keys, scores = np.zeros((n, 1), np.uint64), np.zeros((n, 1), np.float32)
+        for t in range(M):
+            # A set of t + 1 codewords comes from t + 1 sums at the most: so many sets there are at the least.
+            size = min(width, -(-keys.shape[1] * (M - t) * K // (t + 1)))
+            new = (np.empty((n, size, M), np.uint8), np.empty((n, size, M), np.bool_), np.empty((n, size), np.uint64),
+                   np.empty((n, size), np.float32))
+            beam.free_step(products, books.norms, books.cross, names, codes, used, keys, scores, *new)
+            codes, used, keys, scores = new
+        out[rows] = codes[:, 0]
+    return out
