@@ -41,6 +41,19 @@ def rows(draw, columns=(1, 40)):
 
 
 @core
+def test_not_a_number_is_as_far_as_infinity():
+    """Inner products of infinite sums: what is a number stands before them, and no row is lost."""
+    scores = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
+    scores[0, ::2], scores[1, 5:], scores[2] = np.nan, np.nan, np.nan
+    for count in (1, 5, 20, 150):
+        values, places = agree(multisequence.least, scores, np.empty((3, count), np.float32),
+                               np.empty((3, count), np.int64))
+        wanted = np.where(np.isnan(scores), np.inf, scores)
+        np.testing.assert_array_equal(places, np.argsort(wanted, axis=1, kind="stable")[:, :count])
+        np.testing.assert_array_equal(values, np.take_along_axis(wanted, places, axis=1))
+
+
+@core
 @many
 @given(rows(), st.integers(0, 60))
 def test_the_least_of_rows(scores, count):

@@ -21,7 +21,7 @@ from npquant.kernels import _scan_ir, scan, simd
 from npquant.kernels._jit import kernel
 from npquant.kernels._order import _parted, _push, _select, _sift_down, _sort
 from npquant.kernels._pool import run_blocks
-from npquant.kernels.scan import _score_block, _search_twin, _settle
+from npquant.kernels.scan import _score_block, _search_plain, _search_twin, _settle
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -172,8 +172,8 @@ def _tiled(tables, terms, steps, spans, per, bias, probes, start, order, blocks,
     unit = np.full(1, per, np.float32)
     scale = np.zeros(1, np.float32)
     bits = bias.view(np.int32)
+    zero = np.int64(0)  # a literal would be a type of its own, and compile all that takes it once more
     for q in range(nq):
-        zero = np.int64(0)  # a literal would be a type of its own, and compile all that takes it once more
         floor = 0.0
         reach = 0.0
         for m in range(M):
@@ -383,27 +383,14 @@ def _combine(builder: Any, v: dict[str, Any]) -> None:
 
 
 @kernel("f4:3 f4:3 u2:3 f8:2 f8 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:2w i8:2w", twin=_twin, work=_work,
-        helpers=(_score_block, _settle, _note, _all, _sift_down, _push, _parted, _select, _sort),
+        helpers=(_score_block, _settle, _note, _all, _sift_down, _push, _parted, _select, _sort, _search_plain),
         tiled=(_tiled, _level))
 def list_search(tables, terms, steps, spans, per, bias, probes, start, order, blocks, ids, live, distances, found):
     """Write the k best (scores, ids), both (nq, k), of the live codes of the probed lists, padded by +inf and −1."""
-    scores = np.empty(64, np.float32)
-    row = np.empty(tables.shape[2], np.float32)
-    for q in range(tables.shape[0]):
-        size = 0
-        for p in range(probes.shape[1]):
-            which = probes[q, p]
-            if which < 0:
-                continue
-            for i in range(start[which], start[which + 1]):
-                b = order[i]
-                if live[b] == 0:
-                    continue
-                _score_block(tables, terms, q, which, bias[q, p], blocks, b, scores, row)
-                for slot in range(64):
-                    if (live[b] >> np.uint64(slot)) & np.uint64(1):
-                        size = _push(distances[q], found[q], size, scores[slot], ids[b, slot])
-        _sort(distances[q], found[q], size)
+    counts = np.empty(tables.shape[0], np.int64)
+    bound = np.full(tables.shape[0], np.inf, np.float32)
+    _search_plain(tables, terms, bias, probes, start, order, blocks, ids, live, bound, np.int64(0), distances, found,
+                  counts)
 
 
 def topk(tables: Float, terms: Terms, bias: Float, probes: Ids, start: Ids, order: Ids, blocks: Codes, ids: Ids,

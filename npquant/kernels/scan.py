@@ -471,15 +471,9 @@ def _search_level(level: str) -> dict[str, Any] | None:
     return found and {**found, "LONG_BYTES": 32, "LONG_NIBBLES": 64, "CHUNK": 1 << 19}
 
 
-@kernel("f4:3 f4:3 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:1 i8 f4:2w i8:2w i8:1w", twin=_search_twin,
-        work=_search_work, helpers=(_score_block, _settle, _fill, _sift_down, _push, _parted, _select, _sort),
-        tiled=(_search_tiled, _search_level))
-def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found, counts):
-    """Write, of the live codes of the probed lists that score at most ``bound`` (nq,), the k best of each query.
-
-    ``distances`` and ``found`` (nq, k) are ordered by (score, id) and padded by +inf and −1. Where ``within`` is not 0
-    they hold, in no order, the first so many of all, and ``counts`` (nq,) says how many there are.
-    """
+def _search_plain(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found,
+                  counts):
+    """Do what ``adc_search`` says, a block at a time."""
     k = distances.shape[1]
     scores = np.empty(64, np.float32)
     row = np.empty(tables.shape[2], np.float32)
@@ -506,6 +500,19 @@ def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bou
         counts[q] = size
         if within == 0:
             _sort(distances[q], found[q], size)
+
+
+@kernel("f4:3 f4:3 f4:2 i8:2 i8:1 i8:1 u1:3 i8:2 u8:1 f4:1 i8 f4:2w i8:2w i8:1w", twin=_search_twin,
+        work=_search_work,
+        helpers=(_score_block, _settle, _fill, _sift_down, _push, _parted, _select, _sort, _search_plain),
+        tiled=(_search_tiled, _search_level))
+def adc_search(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found, counts):
+    """Write, of the live codes of the probed lists that score at most ``bound`` (nq,), the k best of each query.
+
+    ``distances`` and ``found`` (nq, k) are ordered by (score, id) and padded by +inf and −1. Where ``within`` is not 0
+    they hold, in no order, the first so many of all, and ``counts`` (nq,) says how many there are.
+    """
+    _search_plain(tables, terms, bias, probes, start, order, blocks, ids, live, bound, within, distances, found, counts)
 
 
 # Of so many blocks, one is scanned first for an upper bound on the k-th score: its k-th, or a better one that is nearly
