@@ -19,7 +19,7 @@ from npquant.quantizers.lattice import SphericalLattice
 core = pytest.mark.core
 MODES = "01" if HAVE_NUMBA else "0"
 
-# METHODS, part 5.3: (d, r2), atoms, codewords where they are given exactly, bits
+# (d, r2), atoms, codewords where they are given exactly, bits
 TABLE = [((16, 4), 2, None, 14.8), ((16, 21), 11, None, 31.7), ((16, 200), 2091, None, 54.4),
          ((24, 3), 1, 16192, 14.0), ((24, 10), 4, 2319457632, 31.1), ((24, 79), 256, 17319684851070915840, 63.91),
          ((32, 3), 1, 39680, 15.3), ((32, 8), 3, 2724906944, 31.3), ((32, 36), 41, 15221194949728018112, 63.72),

@@ -1,4 +1,4 @@
-"""The rules between loss and network: each law of METHODS 2.4 and 3.4 a property test named after it.
+"""The rules between loss and network: each law of gradient snapping and of the space shuttle a property test named after it.
 
 One thing is deliberately not tested: E[ĝ] = E[g] over noise in g. A layer that is odd in g has no drift and cannot
 propel outputs to codewords; a layer that propels cannot satisfy it. "Unbiased" is U1: outputs that move along −ĝ
@@ -165,7 +165,7 @@ def shuttle_state(rule, scene, seed, speed=1.0, n_rows=None):
     return {**state, "G": scene.G}
 
 
-# --- oracle: METHODS 2.3 and 3.2 a row at a time, Q over all K^M codewords ---
+# --- oracle: the formulas a row at a time, Q over all K^M codewords ---
 
 
 def by_hand(scene, rule, velocity, ramp):
