@@ -1,4 +1,4 @@
-"""The rules between loss and network: each law of gradient snapping and of the space shuttle a property test named after it.
+"""The rules between loss and network: the laws of snapping and of the space shuttle, each a test named after it.
 
 One thing is deliberately not tested: E[ĝ] = E[g] over noise in g. A layer that is odd in g has no drift and cannot
 propel outputs to codewords; a layer that propels cannot satisfy it. "Unbiased" is U1: outputs that move along −ĝ
