@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npquant.datasets import read
+from npquant.datasets import Labelled, load_labelled, read
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -54,6 +54,16 @@ def find(name: str) -> Path:
     return path
 
 
+def mnist() -> Labelled:
+    """60,000 training and 10,000 test images of digits, 784 pixels, 10 classes."""
+    return _scaled(load_labelled(find("mnist")))
+
+
+def fashion_mnist() -> Labelled:
+    """60,000 training and 10,000 test images of clothes, 784 pixels, 10 classes."""
+    return _scaled(load_labelled(find("fashion-mnist")))
+
+
 def omniglot() -> Omniglot:
     """Characters of eight alphabets: many classes, few samples of each.
 
@@ -77,3 +87,8 @@ def sift300k() -> Sift:
     """150,000 to learn from, 150,000 to search in, 2,000 queries, d = 128; all from different photographs."""
     data = read(find("sift/sift300k.npz"))
     return Sift(*(data[name].astype(np.float32) for name in ("learn", "base", "queries")), data["neighbors"])
+
+
+def _scaled(data: Labelled) -> Labelled:
+    return Labelled(data.X_train.astype(np.float32) / np.float32(255), data.y_train,
+                    data.X_test.astype(np.float32) / np.float32(255), data.y_test)
